@@ -1,0 +1,43 @@
+# Two commands do everything from a bare Python 3.11+: `make run` serves, `make test` proves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test lint format evaluate lock clean help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+run: $(INSTALLED) ## Set up what is missing and serve on http://127.0.0.1:8000 until Ctrl-C
+	@exec $(BIN)/fooddx serve
+
+test: $(INSTALLED) ## Set up what is missing and run every test, the browser's included
+	@$(BIN)/python -m tests.setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## Check style, docstrings, security rules and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(INSTALLED) ## Put the code into its one format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+evaluate: $(INSTALLED) ## Measure the models on labelled photos from installed packages
+	@$(BIN)/python -m models.evaluate
+
+lock: $(INSTALLED) ## Write requirements.lock anew from pyproject.toml
+	@sh docs/lock.sh $(BIN)
+
+clean: ## Remove what was installed and built; `data` stays
+	rm -rf $(VENV) build *.egg-info
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 …")'
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the pinned packages (about 6 GB with the CUDA libraries of torch; a few minutes)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@

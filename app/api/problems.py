@@ -1,0 +1,102 @@
+"""One shape for every error on the wire: RFC 9457 problem details, made from the tree in app/errors.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from app.api.requests import request_id_of
+from app.errors import (
+    FoodDXError,
+    InvalidField,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Unauthenticated,
+    tree,
+)
+from app.schemas import Problem
+from app.telemetry import Meter, logger
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(error: FoodDXError, request_id: str) -> Response:
+    """The answer for ``error``."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="fooddx"'
+    body = Problem(
+        type=f"urn:fooddx:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=request_id,
+    )
+    return JSONResponse(body.model_dump(), error.status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI, meter: Meter) -> None:
+    """Answer every error of ``app`` as a problem."""
+
+    def answer(request: Request, error: FoodDXError) -> Response:
+        meter.add("fooddx_rejected_total", code=error.code)
+        return problem(error, request_id_of(request))
+
+    @app.exception_handler(FoodDXError)
+    def ours(request: Request, error: FoodDXError) -> Response:
+        return answer(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        # Only where and why: the value itself may be somebody's name.
+        words = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+        return answer(request, InvalidField(words))
+
+    @app.exception_handler(HTTPException)
+    def http(request: Request, error: HTTPException) -> Response:
+        kinds: dict[int, FoodDXError] = {404: NotFound("No such path."), 405: MethodNotAllowed()}
+        return answer(request, kinds.get(error.status_code) or InvalidRequest(str(error.detail)))
+
+    @app.exception_handler(Exception)
+    def unplanned(request: Request, error: Exception) -> Response:
+        logger.error("unplanned error", exc_info=error, extra={"request_id": request_id_of(request)})
+        return answer(request, FoodDXError())
+
+
+def responses(*errors: type[FoodDXError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors a route may answer, each with an example."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        entry = by_status.setdefault(
+            error.status,
+            {
+                "description": error.title,
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        entry["content"][MEDIA_TYPE]["examples"][error.code] = {
+            "summary": error.title,
+            "value": {
+                "type": f"urn:fooddx:problem:{error.code}",
+                "title": error.title,
+                "status": error.status,
+                "detail": error.title,
+                "code": error.code,
+                "request_id": "0199c3f2a7d47c1f9b1de0a35a2e8b11",
+            },
+        }
+    return by_status
+
+
+def with_subclasses(root: type[FoodDXError]) -> list[type[FoodDXError]]:
+    """``root`` and everything below it."""
+    return [error for error in tree() if issubclass(error, root)]

@@ -1,0 +1,272 @@
+"""The HTTP contract, v1. Each route reads its request, calls one thing, and answers."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, available_timezones
+
+from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.api import bodies
+from app.api.examples import PROFILE, RESULT
+from app.api.problems import responses, with_subclasses
+from app.api.requests import Tenant, budget_s, idempotency_key, request_id_of
+from app.errors import (
+    AlreadyDecided,
+    BadImage,
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceeded,
+    FoodDXError,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    ImagesUnavailable,
+    InvalidField,
+    InvalidRequest,
+    NeedsObjectStorage,
+    NotFound,
+    Overloaded,
+    ResultsUnavailable,
+    ScorerUnavailable,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from app.pipeline import Photo, Stages
+from app.schemas import Diary, Models, Result, ReviewIn, ReviewQueue, ScoreByKey, UploadIn, UserId
+from app.service import Service
+from app.telemetry import STAGES, logger
+
+router = APIRouter(prefix="/v1", responses=responses(Unauthenticated, FoodDXError))
+health = APIRouter(tags=["health"])
+
+# UUIDs only: an id becomes part of a key, so its form is checked before anything else.
+ResultId = Annotated[
+    str, Path(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+]
+Cursor = Annotated[
+    str | None, Query(pattern=r"^[0-9a-f-]{36}$", description="`next_cursor` of the page before")
+]
+Limit = Annotated[int, Query(ge=1, le=100)]
+_JSON = "application/json"
+
+_SCORE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The photo itself; a form with the photo and a profile; or the key of a stored photo.",
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        "profile": {"type": "string", "contentMediaType": _JSON, "example": PROFILE},
+                    },
+                }
+            },
+            _JSON: {"schema": {"$ref": "#/components/schemas/ScoreByKey"}},
+        },
+    }
+}
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _server_timing(stages: Stages) -> str:
+    return ", ".join(f"{s};dur={stages.seconds[s] * 1000:.1f}" for s in STAGES if s in stages.seconds)
+
+
+@router.post(
+    "/scores",
+    tags=["scores"],
+    summary="Score a photo",
+    openapi_extra=_SCORE_BODY,
+    responses={
+        200: {
+            "model": Result,
+            "description": "The photo is stored and the result is written",
+            "content": {_JSON: {"example": RESULT}},
+            "headers": {
+                "Server-Timing": {
+                    "schema": {"type": "string"},
+                    "description": f"Milliseconds spent in: {', '.join(STAGES)}",
+                }
+            },
+        },
+        **responses(
+            InvalidRequest, BodyTimeout, IdempotencyKeyReused, IdempotencyInFlight, BodyTooLarge,
+            UnsupportedMediaType, InvalidField, *with_subclasses(BadImage), Overloaded, NeedsObjectStorage,
+            ResultsUnavailable, ImagesUnavailable, ScorerUnavailable, DeadlineExceeded,
+        ),
+    },
+)  # fmt: skip
+async def score(
+    request: Request,
+    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    key: Annotated[str | None, Header(alias="Idempotency-Key", description="Makes a retry safe")] = None,
+    budget: Annotated[str | None, Header(alias="X-Budget-Ms", description="Wait at most this long")] = None,
+) -> Response:
+    """Send a photo; get its score, what is on the plate, and a tip.
+
+    The same bytes are scored once: a duplicate gets the stored probabilities and a fresh tip. `Prefer:
+    respond-async` is accepted and ignored, as RFC 7240 allows: the answer comes within the budget anyway.
+    """
+    service = _service(request)
+    stages = Stages()
+    with stages.timed("auth"):
+        tenant = service.tenant(authorization)
+    checked_key, budget_seconds = idempotency_key(key), budget_s(budget)
+    settings = service.settings
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON:
+        await bodies.read_model(request, ScoreByKey, timeout_s=settings.body_timeout_s)
+        raise NeedsObjectStorage("Scoring by key needs S3 as the object store; send the photo itself.")
+    service.admission.check()
+    body = await bodies.read_photo(
+        request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+    )
+    photo = Photo(body.data, body.sha256, tenant, body.profile, checked_key, request_id_of(request))
+    started = time.perf_counter()
+    with service.admission.admitted():
+        answer = await service.pipeline.run(photo, stages, budget_seconds)
+    logger.info(
+        "scored",
+        extra={
+            "request_id": photo.request_id,
+            "tenant": tenant,
+            "bytes": len(photo.data),
+            "total_ms": round((time.perf_counter() - started) * 1000, 1),
+            "stages_ms": {stage: round(s * 1000, 1) for stage, s in stages.seconds.items()},
+        },
+    )
+    return Response(answer, media_type=_JSON, headers={"Server-Timing": _server_timing(stages)})
+
+
+@router.get(
+    "/scores",
+    tags=["scores"],
+    summary="A user's diary",
+    responses=responses(InvalidField, ResultsUnavailable),
+)
+async def diary(
+    request: Request,
+    tenant: Tenant,
+    user: Annotated[UserId, Query(description="The user the profile named")],
+    cursor: Cursor = None,
+    limit: Limit = 20,
+    timezone: Annotated[str, Query(description="IANA name; where the user's days begin")] = "UTC",
+) -> Diary:
+    """A page of results, newest first, with the mean score of each day on it."""
+    if timezone not in available_timezones():
+        raise InvalidField("timezone: an IANA name such as Europe/Madrid.")
+    return await _service(request).records.diary(tenant, user, cursor, limit, ZoneInfo(timezone))
+
+
+_ONE = responses(NotFound, InvalidField, ResultsUnavailable)
+
+
+@router.get("/scores/{result_id}", tags=["scores"], summary="One result", responses=_ONE)
+async def result(request: Request, tenant: Tenant, result_id: ResultId) -> Result:
+    """The result as it was answered, or as it was reviewed since."""
+    return await _service(request).records.get(tenant, result_id)
+
+
+@router.get(
+    "/scores/{result_id}/image",
+    tags=["scores"],
+    summary="The photo of a result",
+    response_class=Response,
+    responses={
+        200: {"description": "The photo as it was sent", "content": {"image/*": {}}},
+        **responses(NotFound, InvalidField, ResultsUnavailable, ImagesUnavailable),
+    },
+)
+async def image(request: Request, tenant: Tenant, result_id: ResultId) -> Response:
+    """The photo as it was sent: what a nutritionist looks at."""
+    data, media_type = await _service(request).records.image(tenant, result_id)
+    headers = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(data, media_type=media_type, headers=headers)
+
+
+@router.delete(
+    "/scores/{result_id}",
+    tags=["scores"],
+    status_code=204,
+    summary="Delete a result",
+    responses={**_ONE, **responses(ResultsUnavailable, ImagesUnavailable)},
+)
+async def delete_result(request: Request, tenant: Tenant, result_id: ResultId) -> None:
+    """Delete the result, and its photo unless another result rests on the same bytes."""
+    await _service(request).records.delete(tenant, result_id)
+
+
+@router.delete(
+    "/users/{user}",
+    tags=["scores"],
+    status_code=204,
+    summary="Delete a user",
+    responses=responses(InvalidField, ResultsUnavailable, ImagesUnavailable),
+)
+async def delete_user(request: Request, tenant: Tenant, user: UserId) -> None:
+    """Delete every result and photo of a user, and what is known of their tips."""
+    await _service(request).records.delete_user(tenant, user)
+
+
+@router.get(
+    "/reviews",
+    tags=["reviews"],
+    summary="The review queue",
+    responses=responses(InvalidField, ResultsUnavailable),
+)
+async def reviews(request: Request, tenant: Tenant, cursor: Cursor = None, limit: Limit = 20) -> ReviewQueue:
+    """Photos the model was unsure of, oldest first."""
+    return await _service(request).records.reviews(tenant, cursor, limit)
+
+
+@router.post(
+    "/scores/{result_id}/review",
+    tags=["reviews"],
+    summary="Review a result",
+    responses={**_ONE, **responses(AlreadyDecided)},
+)
+async def review(request: Request, tenant: Tenant, result_id: ResultId, given: ReviewIn) -> Result:
+    """A nutritionist's score and words; the result counts as scored from then on."""
+    return await _service(request).records.review(tenant, result_id, given)
+
+
+@router.post(
+    "/uploads",
+    tags=["scores"],
+    summary="A presigned upload",
+    response_model=None,
+    responses=responses(InvalidField, NeedsObjectStorage),
+)
+async def uploads(request: Request, tenant: Tenant, wanted: UploadIn) -> Response:
+    """An id and a presigned upload to the bucket; needs S3 as the object store."""
+    raise NeedsObjectStorage("Presigned uploads need S3 as the object store; send the photo to /v1/scores.")
+
+
+@router.get("/models", tags=["models"], summary="The models")
+async def models(request: Request, tenant: Tenant) -> Models:
+    """What is run over every photo, in which version, with which thresholds."""
+    return _service(request).models()
+
+
+@health.get("/healthz", summary="Alive")
+async def healthz() -> JSONResponse:
+    """200 while this process answers."""
+    return JSONResponse({"status": "alive"})
+
+
+@health.get(
+    "/readyz", summary="Ready", responses=responses(ResultsUnavailable, ImagesUnavailable, ScorerUnavailable)
+)
+async def readyz(request: Request) -> JSONResponse:
+    """200 when a photo could be scored now: models loaded, both stores take writes."""
+    await _service(request).ready()
+    return JSONResponse({"status": "ready"})

@@ -1,0 +1,96 @@
+"""The Ingress: HTTP in, the pipeline behind it, and the handle to the Preprocessor as its scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, SecretStr
+from ray import serve
+from starlette.types import ASGIApp
+
+from app.api.app import create_app
+from app.deployments.calls import calling
+from app.errors import FoodDXError, ScorerUnavailable
+from app.judge import TableJudge
+from app.messages import PhotoJob, Rejected, Scored
+from app.schemas import Models
+from app.service import Service
+from app.settings import Settings
+from app.telemetry import RayMeter, logger
+from app.tenants.keys import Keyring
+
+# By gRPC a message may have 4 MiB unless every node was told otherwise; larger photos go through the object
+# store of Ray, which has no such bound.
+_LARGEST_BY_VALUE = 3 * 2**20
+_SWEEP_EVERY_S = 300.0
+_READY_TIMEOUT_S = 2.0
+
+
+class IngressConfig(BaseModel):
+    """What ``user_config`` may change while the ingress runs: thresholds by name, see app.food.assessment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    thresholds: Mapping[str, float] = {}
+
+
+@serve.ingress()
+class Ingress:
+    """One replica: an HTTP server of its own behind HAProxy, or fed by Serve's proxy."""
+
+    def __init__(self, settings: Settings, redis_url: SecretStr, keyring: Keyring, preprocessor: Any) -> None:
+        self._small = preprocessor
+        self._large = preprocessor.options(_by_reference=True)
+        self._judge = TableJudge(settings.models)
+        self._service = Service.wire(
+            settings=settings,
+            redis_url=redis_url.get_secret_value(),
+            keyring=keyring,
+            judge=self._judge,
+            models=self._describe,
+            score=self._score,
+            scorer_ready=self._scorer_ready,
+            meter=RayMeter(),
+        )
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application, made once the replica is."""
+        api: FastAPI = create_app(self._service)
+        return api
+
+    def _describe(self) -> Models:
+        return self._judge.describe()
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take new thresholds; requests under way keep those they began with."""
+        self._judge = self._judge.adjusted(IngressConfig.model_validate(config).thresholds)
+        self._service.pipeline.judge = self._judge
+
+    async def _score(self, job: PhotoJob) -> Scored | Rejected:
+        handle = self._large if len(job.data) > _LARGEST_BY_VALUE else self._small
+        with calling("preprocessor"):
+            outcome: Scored | Rejected = await handle.remote(job)
+        return outcome
+
+    async def _scorer_ready(self) -> None:
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                with calling("preprocessor"):
+                    if await self._small.ready.remote():
+                        return
+        except TimeoutError:
+            pass
+        raise ScorerUnavailable("The models are not loaded yet.", retry_after_s=1)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            for tenant in set(self._service.keyring.tenants.values()):
+                with contextlib.suppress(FoodDXError):
+                    if swept := await self._service.records.sweep(tenant):
+                        logger.warning("swept photos without a result", extra={"photos": swept})

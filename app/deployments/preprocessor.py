@@ -1,0 +1,69 @@
+"""The Preprocessor: encoded photos in, pixels to the Scorer, a few numbers back. Never imports torch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from app.deployments.calls import calling
+from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
+from app.imaging.decode import InputSpec
+from app.imaging.guards import ImageLimits
+from app.imaging.prepare import Prepared, prepare
+from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored, expired
+from app.telemetry import RayMeter, logger
+
+# Two, although one core may be all there is: a slow progressive photo then shares with small ones
+# instead of holding them up.
+_THREADS = 2
+
+
+class Preprocessor:
+    """Decodes photos in threads (Pillow gives up the GIL) and passes them on."""
+
+    def __init__(self, specs: tuple[InputSpec, ...], limits: ImageLimits, scorer: Any) -> None:
+        self._specs = specs
+        self._limits = limits
+        self._scorer = scorer
+        self._threads = ThreadPoolExecutor(_THREADS, "decode")
+        self._meter = RayMeter()
+
+    async def __call__(self, job: PhotoJob) -> Scored | Rejected:
+        """Prepare one photo and have it scored."""
+        try:
+            return await self._score(job)
+        except FoodDXError as error:
+            logger.info("not scored", extra={"request_id": job.request_id, "code": error.code})
+            return Rejected.of(error)
+
+    async def _score(self, job: PhotoJob) -> Scored | Rejected:
+        loop = asyncio.get_running_loop()
+        prepared, decode_s = await loop.run_in_executor(self._threads, self._prepare, job)
+        with calling("scorer"):
+            outcome: Inference | Rejected = await self._scorer.run.remote(
+                PixelsJob(prepared.pixels, job.deadline, time.time(), job.request_id)
+            )
+        if isinstance(outcome, Rejected):
+            return outcome
+        info = prepared.info
+        logger.info("prepared", extra={"request_id": job.request_id, "decode_ms": round(decode_s * 1000, 1)})
+        return Scored(outcome, info.media_type, info.width, info.height, prepared.pdq, decode_s)
+
+    def _prepare(self, job: PhotoJob) -> tuple[Prepared, float]:
+        # Asked here, in the thread: what waited in its queue too long is dropped before it costs anything.
+        if expired(job.deadline):
+            self._meter.add("fooddx_expired_total", stage="decode")
+            raise DeadlineExceeded
+        start = time.perf_counter()
+        prepared = prepare(job.data, self._limits, self._specs)
+        return prepared, time.perf_counter() - start
+
+    async def ready(self) -> bool:
+        """Whether a photo could be scored now; asks the scorer too."""
+        try:
+            with calling("scorer"):
+                return bool(await self._scorer.ready.remote())
+        except ScorerUnavailable:
+            return False

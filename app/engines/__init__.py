@@ -1,0 +1,79 @@
+"""What runs a network: one Protocol, OpenVINO on a CPU, torch on CUDA.
+
+An engine takes prepared pixels and gives probabilities. It knows nothing of foods, requests or Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import selftest
+from models.manifest import Manifest
+
+Pixels = NDArray[np.uint8]
+Probabilities = NDArray[np.float32]
+Device = Literal["cpu", "cuda"]
+
+
+class EngineError(RuntimeError):
+    """The engine is broken and will not mend: let the replica crash, so that a fresh one takes over."""
+
+
+class Engine(Protocol):
+    """One loaded model. One call at a time; use an engine per thread, or a lock."""
+
+    name: str
+    version: str
+    input_size: int
+
+    def predict(self, pixels: Pixels) -> Probabilities:
+        """Probabilities, float32 (N, ``manifest.width``), of photos, uint8 (N, input_size, input_size, 3).
+
+        N may be anything from 0 up. Rows do not depend on each other. Gives up the GIL while computing.
+        Raises ValueError for another shape or dtype, EngineError when the device fails.
+        """
+        ...
+
+    def warm_up(self, max_batch: int) -> None:
+        """Pay now what the first batches up to ``max_batch`` would have to pay."""
+        ...
+
+
+def create_engine(device: Device, manifest: Manifest, artefacts: Path, threads: int) -> Engine:
+    """An engine for ``manifest``, self-tested, from what ``models.build.build`` made in ``artefacts``.
+
+    ``threads`` bounds the CPU threads of the OpenVINO engine; CUDA takes no notice of it. Raises EngineError
+    when artefacts are missing or broken, or the device is not there.
+    """
+    # Imported here, since torch costs a CPU replica 700 MB that it never uses.
+    if device == "cuda":
+        from app.engines.cuda import CudaEngine  # noqa: PLC0415
+
+        return CudaEngine(manifest, artefacts)
+    from app.engines.openvino import OpenVinoEngine  # noqa: PLC0415
+
+    return OpenVinoEngine(manifest, artefacts, threads=threads)
+
+
+def check_pixels(pixels: Pixels, size: int) -> None:
+    """Raise ValueError unless ``pixels`` is uint8 (N, size, size, 3)."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (N, {size}, {size}, 3)")
+
+
+def run_self_test(engine: Engine, artefacts: Path) -> None:
+    """Raise EngineError unless ``engine`` answers ``models.selftest`` as the build did."""
+    try:
+        expected = json.loads((artefacts / "build.json").read_text("utf-8"))["self_test"]
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{engine.name}: nothing usable was built: {error!r}") from error
+    difference = selftest.disagreement(engine.predict(selftest.pixels(engine.input_size)), expected)
+    if not difference <= selftest.TOLERANCE:
+        raise EngineError(
+            f"{engine.name}: self-test is off by {difference:.3f} (at most {selftest.TOLERANCE})"
+        )

@@ -1,0 +1,69 @@
+"""Two hashes of a photo: SHA-256 of its bytes, and PDQ of what it shows.
+
+PDQ is Facebook's published perceptual hash ("The TMK+PDQF Video-Hashing Algorithm and the PDQ
+Image-Hashing Algorithm", 2019): blur the luma twice with a box, sample it at 64 × 64, take the 16 × 16
+lowest frequencies of its DCT without the constant, and set a bit for each coefficient above the median.
+Everything before the median is linear and separable, so here it is one matrix per axis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+PDQ_MATCH = 31
+"""Two photos whose PDQ hashes differ in at most this many of 256 bits count as the same picture."""
+
+_SAMPLES = 64
+_FREQUENCIES = 16
+_BLURS = 2
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of ``data``, 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def pdq(luma: NDArray[np.uint8]) -> str:
+    """The PDQ hash of a greyscale image, 64 lower-case hex digits.
+
+    Args:
+        luma: (height, width) uint8, the whole upright image at any scale; about 512 on a side is plenty.
+    """
+    height, width = luma.shape
+    coefficients = _transform(height) @ luma.astype(np.float32) @ _transform(width).T
+    bits = coefficients.ravel()
+    median = np.partition(bits, bits.size // 2 - 1)[bits.size // 2 - 1]  # the lower one of the two middle
+    # Bit 0, the lowest frequency, is the last bit of the text.
+    return np.packbits((bits > median)[::-1]).tobytes().hex()
+
+
+def hamming(a: str, b: str) -> int:
+    """In how many bits two hashes of hex digits differ."""
+    if len(a) != len(b):
+        raise ValueError("hashes of different lengths cannot be compared")
+    return (int(a, 16) ^ int(b, 16)).bit_count()
+
+
+@lru_cache(maxsize=128)  # 32 KiB each for 512 pixels; photos come in few sizes
+def _transform(length: int) -> NDArray[np.float32]:
+    """(16, length): blur twice, sample 64 points, keep frequencies 1–16, along one axis."""
+    sampled = ((np.arange(_SAMPLES) + 0.5) * length / _SAMPLES).astype(int)
+    k, n = np.arange(1, _FREQUENCIES + 1)[:, None], np.arange(_SAMPLES)
+    dct = np.sqrt(2 / _SAMPLES) * np.cos(np.pi / (2 * _SAMPLES) * k * (2 * n + 1))
+    blur = _box_blur(length)
+    transform = dct @ np.linalg.matrix_power(blur, _BLURS)[sampled]
+    return np.ascontiguousarray(transform, dtype=np.float32)
+
+
+def _box_blur(length: int) -> NDArray[np.float64]:
+    """(length, length): the mean over a window of 1/128 of the axis, cut off at both ends."""
+    window = -(-length // (2 * _SAMPLES))
+    ahead = (window + 2) // 2  # one more ahead than behind where the window is even, as the reference has it
+    offset = np.arange(length) - np.arange(length)[:, None]
+    inside = (offset >= ahead - window) & (offset < ahead)
+    blur: NDArray[np.float64] = inside / inside.sum(axis=1, keepdims=True)
+    return blur

@@ -1,0 +1,63 @@
+"""The process under ``fooddx serve`` that holds Ray: a cluster of this machine only, with the graph on it.
+
+``python -m app.local_cluster`` reads its settings from standard input and serves until that is closed. So it
+ends in good order whatever happens to its parent, and needs no signal, of which Ray takes over several.
+Everything listens on loopback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import ray
+from ray import serve
+
+from app.settings import Settings
+
+
+def listen_on_loopback() -> None:
+    """Run by Ray in every worker before anything else: keep the replicas' gRPC servers off the network.
+
+    Ray binds them to every interface and has no option for it (ray 2.60, replica.py, `_on_initialized`).
+    """
+    from ray._common import tls_utils  # noqa: PLC0415 - before the replica's module takes the name from it
+
+    add_port = tls_utils.add_port_to_grpc_server
+
+    def on_loopback(server: object, address: str) -> object:
+        return add_port(server, address.replace("[::]", "127.0.0.1"))
+
+    tls_utils.add_port_to_grpc_server = on_loopback
+
+
+def main() -> None:
+    """Start Ray and the graph, wait for the end of standard input, stop both."""
+    settings = Settings.model_validate_json(sys.stdin.readline())
+    needed = settings.ingress_replicas + settings.preprocessor_replicas
+    needed += settings.scorer_replicas * settings.scorer_threads
+    ray.init(
+        address="local",
+        # CPUs are bookkeeping, not a limit: a small machine runs the graph too, only slower.
+        num_cpus=max(2, needed),
+        include_dashboard=False,
+        log_to_driver=False,
+        namespace="serve",
+        runtime_env={"worker_process_setup_hook": listen_on_loopback},
+    )
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": settings.host, "port": settings.port},
+            logging_config={"log_level": "WARNING", "encoding": "JSON"},
+        )
+        from app.main import graph  # noqa: PLC0415 - imports what the replicas need, while Serve starts
+
+        serve.run(graph(settings), name="fooddx", route_prefix="/", blocking=False)
+        sys.stdin.read()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The graph: Ingress → Preprocessor → Scorer, three deployments chained by handles.
+
+``serve run app.main:build`` runs it on one machine, ``serve deploy serve_config.yaml`` on a cluster, and
+``fooddx serve`` (``make run``) adds the set-up around it. Arguments are those of app/settings.py.
+"""
+
+import atexit
+import logging
+from pathlib import Path
+
+import ray
+from pydantic import SecretStr
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import BackpressureConfig
+from ray.serve.schema import LoggingConfig
+
+from app.deployments.ingress import Ingress
+from app.deployments.preprocessor import Preprocessor
+from app.deployments.scorer import Scorer, input_specs
+from app.imaging.guards import ImageLimits
+from app.settings import Settings, SettingsError, load_settings
+from app.stores.embedded import EmbeddedStore
+from app.tenants.keys import Keyring, ensure_api_key
+from models.build import build as build_model
+
+logger = logging.getLogger("fooddx")
+
+# One JSON object a line, with the request's id; our line per photo replaces Serve's access log.
+LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
+
+
+def build(args: dict[str, str]) -> Application:
+    """What ``serve run`` and ``serve deploy`` call; ``args`` are settings, see app/settings.py."""
+    settings = load_settings(**args)
+    for name in settings.models:
+        build_model(name, settings.models_dir, logger.info)
+    return graph(settings.model_copy(update={"redis_url": _redis_url(settings)}))
+
+
+def graph(settings: Settings) -> Application:
+    """The three deployments and the handles between them. ``redis_url`` must be set, the models built."""
+    api_key = settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
+    device = _device(settings)
+
+    # A replica holds what it works on plus a short queue; what is beyond is refused where it came from, so
+    # that the wait never outlives the budget. A batch more than one is in work keeps the engine fed.
+    scorer = serve.deployment(
+        Scorer,
+        name="Scorer",
+        num_replicas=settings.scorer_replicas,
+        max_ongoing_requests=4 * settings.batch_size,
+        max_queued_requests=settings.max_in_flight * settings.ingress_replicas,
+        ray_actor_options={"num_cpus": settings.scorer_threads, "num_gpus": int(device == "cuda")},
+        user_config={"batch_size": settings.batch_size, "batch_wait_ms": settings.batch_wait_ms},
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=10,
+        logging_config=LOGGING,
+    ).bind(settings.models, settings.models_dir, device, settings.scorer_threads, settings.batch_size)
+
+    preprocessor = serve.deployment(
+        Preprocessor,
+        name="Preprocessor",
+        num_replicas=settings.preprocessor_replicas,
+        max_ongoing_requests=settings.max_in_flight,
+        max_queued_requests=settings.max_in_flight,
+        ray_actor_options={"num_cpus": 0.8},
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=10,
+        logging_config=LOGGING,
+    ).bind(
+        input_specs(settings.models),
+        ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
+        scorer,
+    )
+
+    return serve.deployment(
+        Ingress,
+        name="Ingress",
+        num_replicas=settings.ingress_replicas,
+        # Photos are bounded by `max_in_flight`, which answers as a problem; this bound is for everything
+        # else that is open: bodies still arriving, diaries, health checks.
+        max_ongoing_requests=4 * settings.max_in_flight,
+        max_queued_requests=settings.max_in_flight,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        ray_actor_options={"num_cpus": 0.2},
+        user_config={"thresholds": {}},
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=20,
+        logging_config=LOGGING,
+    ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key), preprocessor)
+
+
+def _redis_url(settings: Settings) -> SecretStr:
+    """The given one; else, on one machine, that of an embedded store which lives as long as this process."""
+    if settings.redis_url:
+        return settings.redis_url
+    if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+        raise SettingsError(
+            "redis_url: `serve deploy` leaves no process of ours behind that could keep results; "
+            "set it in serve_config.yaml's args, or FOODDX_REDIS_URL on the head node"
+        )
+    store = EmbeddedStore(settings.data_dir / "valkey").start()
+    atexit.register(store.stop)
+    return SecretStr(store.url)
+
+
+def _device(settings: Settings) -> str:
+    """Where the scorer runs. "auto": on a GPU if this machine or, once connected, the cluster has one."""
+    if settings.device != "auto":
+        return settings.device
+    if ray.is_initialized():
+        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"

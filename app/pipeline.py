@@ -1,0 +1,354 @@
+"""One photo's way: seen before? → store and score → result → written.
+
+For whoever brings the photo: HTTP today, a queue or a job tomorrow. Nothing here knows of HTTP or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import uuid_utils
+
+from app.errors import (
+    DeadlineExceeded,
+    FoodDXError,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    NotFound,
+    ScorerUnavailable,
+    by_code,
+)
+from app.food.assessment import Assessment
+from app.food.tips import Tip, TipContext
+from app.messages import PhotoJob, Rejected, Scored
+from app.schemas import Analysis, Dish, ImageFacts, ModelRef, Profile, Result, TipOut
+from app.stores.images import ImageStore, image_key
+from app.stores.results import Begun, Record, ResultStore, Ticket
+from app.telemetry import Meter, logger
+
+# A request that waits for its twin asks again after these times, the last one repeatedly.
+_TWIN_WAITS_S: Final = (0.005, 0.01, 0.02, 0.04)
+_RETRY_WAIT_S: Final = 0.02
+
+Score = Callable[[PhotoJob], Awaitable[Scored | Rejected]]
+
+
+class Judge(Protocol):
+    """The models' words made into an assessment and tips. Pure; see app/food."""
+
+    @property
+    def model(self) -> ModelRef:
+        """What a result is marked with."""
+
+    @property
+    def revision(self) -> str:
+        """What must be equal for an analysis to be reused: models, versions and thresholds."""
+
+    def assess(self, scored: Scored) -> Assessment:
+        """Judge the probabilities of one photo."""
+
+    def tips(self, context: TipContext, profile: Profile, seed: str) -> tuple[Tip, ...]:
+        """Tips for this person and photo, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """What a client sent, and who sent it.
+
+    Attributes:
+        data: the encoded photo.
+        sha256: its hash, hex.
+        tenant: whose it is.
+        profile: for whom the tip is.
+        idempotency_key: of the request, or None.
+        request_id: for the logs.
+    """
+
+    data: bytes
+    sha256: str
+    tenant: str
+    profile: Profile
+    idempotency_key: str | None = None
+    request_id: str = "-"
+
+
+@dataclass(slots=True)
+class Stages:
+    """How long each stage of one request took, in seconds, in the order they came."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Any:
+        """Add the time of the block to ``stage``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add ``seconds`` to ``stage``."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + max(seconds, 0.0)
+
+
+class Pipeline:
+    """The way of one photo over the given stores and scorer."""
+
+    def __init__(
+        self,
+        *,
+        images: ImageStore,
+        results: ResultStore,
+        score: Score,
+        judge: Judge,
+        budget_s: float,
+        meter: Meter,
+    ) -> None:
+        self._images = images
+        self._results = results
+        self._score = score
+        self._judge = judge
+        self._budget_s = budget_s
+        self._meter = meter
+        self._cleanups: set[asyncio.Task[None]] = set()
+
+    @property
+    def judge(self) -> Judge:
+        """What turns probabilities into results now; may be replaced while requests run."""
+        return self._judge
+
+    @judge.setter
+    def judge(self, judge: Judge) -> None:
+        self._judge = judge
+
+    async def run(self, photo: Photo, stages: Stages, budget_s: float | None = None) -> bytes:
+        """Score ``photo`` and write the result.
+
+        Args:
+            photo: the photo and its sender.
+            stages: gets the time of each stage.
+            budget_s: seconds the caller waits; at most the configured budget counts.
+
+        Returns:
+            The Result as JSON. When this returns, the photo is stored and the result is written.
+
+        Raises:
+            FoodDXError: one of the tree; nothing was acknowledged, and nothing is left behind.
+        """
+        budget_s = min(budget_s or self._budget_s, self._budget_s)
+        judge = self._judge
+        ticket = Ticket(
+            tenant=photo.tenant,
+            sha256=photo.sha256,
+            revision=judge.revision,
+            token=uuid_utils.uuid4().hex,
+            idempotency_key=photo.idempotency_key,
+            fingerprint=_fingerprint(photo) if photo.idempotency_key else "",
+        )
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(budget_s):
+                body = await self._run(photo, ticket, judge, stages, time.time() + budget_s)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The photo could not be scored within {budget_s * 1000:.0f} ms.", retry_after_s=1
+            ) from None
+        self._meter.add("fooddx_request_seconds", time.perf_counter() - started)
+        for stage, seconds in stages.seconds.items():
+            self._meter.add("fooddx_stage_seconds", seconds, stage=stage)
+        return body
+
+    async def _run(
+        self, photo: Photo, ticket: Ticket, judge: Judge, stages: Stages, deadline: float
+    ) -> bytes:
+        while True:
+            with stages.timed("dedupe"):
+                begun = await self._begin(ticket)
+            if begun.kind == "replay":
+                body = await self._results.get(ticket.tenant, begun.value.decode())
+                if body is None:
+                    raise NotFound("The result of this Idempotency-Key was deleted.")
+                return body
+            if begun.kind == "claimed":
+                return await self._score_claimed(photo, ticket, judge, stages, deadline)
+            body = await self._answer(
+                photo, ticket, judge, stages, Analysis.model_validate_json(begun.value), True
+            )
+            if body is not None:
+                self._meter.add("fooddx_cache_hits_total")
+                return body
+
+    async def _begin(self, ticket: Ticket) -> Begun:
+        """Begin, waiting while a twin of this photo is being scored."""
+        for attempt in range(2**31):
+            begun = await self._results.begin(ticket)
+            if begun.kind == "reused":
+                raise IdempotencyKeyReused("Use a new Idempotency-Key for a new photo or profile.")
+            if begun.kind == "in_flight":
+                wait_s = max(int(begun.value) / 1000, 0.1)
+                raise IdempotencyInFlight("Ask again with the same key.", retry_after_s=min(wait_s, 1))
+            if begun.kind != "busy":
+                break
+            await asyncio.sleep(_TWIN_WAITS_S[min(attempt, len(_TWIN_WAITS_S) - 1)])
+        return begun
+
+    async def _score_claimed(
+        self, photo: Photo, ticket: Ticket, judge: Judge, stages: Stages, deadline: float
+    ) -> bytes:
+        """Store and score at the same time; the caller holds the claim on this photo."""
+        put = asyncio.create_task(self._put(photo, stages))
+        written = False
+        try:
+            scored = await self._score_with_retry(PhotoJob(photo.data, deadline, photo.request_id))
+            stages.add("decode", scored.decode_s)
+            stages.add("queue", scored.inference.queue_s)
+            stages.add("score", scored.inference.score_s)
+            await put
+            analysis = self._analyse(photo, scored, judge)
+            body = await self._answer(photo, ticket, judge, stages, analysis, False)
+            if body is None:
+                raise ScorerUnavailable("The photo took too long; nothing was kept.", retry_after_s=1)
+            written = True
+            return body
+        finally:
+            if not written:
+                self._in_background(self._abandon(photo, ticket, put))
+
+    async def _put(self, photo: Photo, stages: Stages) -> None:
+        with stages.timed("store"):
+            await self._images.put(image_key(photo.tenant, photo.sha256), photo.data)
+
+    async def _score_with_retry(self, job: PhotoJob) -> Scored:
+        # A replica that dies takes its photos with it. Scoring has no effect, so trying once more is safe,
+        # and whoever is left answers within the same budget.
+        try:
+            return await self._score_once(job)
+        except ScorerUnavailable:
+            await asyncio.sleep(_RETRY_WAIT_S)
+            return await self._score_once(job)
+
+    async def _score_once(self, job: PhotoJob) -> Scored:
+        outcome = await self._score(job)
+        if isinstance(outcome, Rejected):
+            raise by_code(outcome.code, outcome.detail)
+        return outcome
+
+    def _analyse(self, photo: Photo, scored: Scored, judge: Judge) -> Analysis:
+        judged = judge.assess(scored)
+        return Analysis(
+            first_id="",
+            status=judged.status,
+            score=judged.score,
+            score_mean=judged.score_mean,
+            score_probabilities=judged.score_probabilities,
+            dishes=tuple(Dish(name=name, probability=round(p, 4)) for name, p in judged.dishes),
+            food_probability=round(judged.food_probability, 4),
+            group=judged.group,
+            flags=tuple(sorted(judged.flags)),
+            contains=tuple(sorted(judged.contains)),
+            image=ImageFacts(
+                sha256=photo.sha256,
+                pdq=scored.pdq,
+                width=scored.width,
+                height=scored.height,
+                bytes=len(photo.data),
+                media_type=scored.media_type,
+                key=image_key(photo.tenant, photo.sha256),
+            ),
+            model=judge.model,
+        )
+
+    async def _answer(
+        self, photo: Photo, ticket: Ticket, judge: Judge, stages: Stages, analysis: Analysis, reused: bool
+    ) -> bytes | None:
+        """Pick the tip, write the result; None when what it rests on is gone."""
+        result_id = str(uuid_utils.uuid7())
+        with stages.timed("tip"):
+            tips = _tips(judge, analysis, photo.profile, result_id)
+        bodies = [
+            Result(
+                id=result_id,
+                status=analysis.status,
+                score=analysis.score,
+                score_mean=analysis.score_mean,
+                score_probabilities=analysis.score_probabilities,
+                dishes=analysis.dishes,
+                food_probability=analysis.food_probability,
+                tip=tip,
+                image=analysis.image,
+                duplicate_of=analysis.first_id if reused else None,
+                model=analysis.model,
+                user=photo.profile.user,
+                created_at=datetime.now(UTC),
+            )
+            .model_dump_json()
+            .encode()
+            for tip in tips
+        ]
+        ids = [tip.id if tip else "" for tip in tips]
+        with stages.timed("store"):
+            outcome, body = await self._results.finish(
+                ticket,
+                Record(
+                    id=result_id,
+                    user=photo.profile.user,
+                    analysis=None
+                    if reused
+                    else analysis.model_copy(update={"first_id": result_id}).model_dump_json().encode(),
+                    needs_review=analysis.status == "needs_review",
+                    tips=(ids[0], ids[-1]),
+                    bodies=(bodies[0], bodies[-1]),
+                ),
+            )
+        if outcome != "written":
+            return None
+        self._meter.add("fooddx_images_total", status=analysis.status)
+        return body
+
+    async def _abandon(self, photo: Photo, ticket: Ticket, put: asyncio.Task[None]) -> None:
+        """Leave nothing of a failed request behind. What cannot be undone now, the sweep will find."""
+        # The put is awaited, not cancelled: one that was cancelled may still land after the delete.
+        with contextlib.suppress(FoodDXError):
+            await put
+        try:
+            if await self._results.abandon(ticket, stored=True):
+                await self._images.delete(image_key(photo.tenant, photo.sha256))
+                await self._results.release(photo.tenant, photo.sha256, ticket.token)
+        except FoodDXError as error:
+            logger.warning("cleanup postponed", extra={"request_id": photo.request_id, "code": error.code})
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._cleanups.add(task)
+        task.add_done_callback(self._cleanups.discard)
+
+    async def drained(self) -> None:
+        """Wait for the clean-up of failed requests."""
+        await asyncio.gather(*self._cleanups)
+
+
+def _tips(judge: Judge, analysis: Analysis, profile: Profile, seed: str) -> list[TipOut | None]:
+    """The best tip and the one to fall back to; [None] for a photo of something else than food."""
+    if analysis.status == "not_food":
+        return [None]
+    context = TipContext(contains=frozenset(analysis.contains))
+    if analysis.status == "scored":
+        context = TipContext(
+            analysis.score, analysis.group, frozenset(analysis.flags), frozenset(analysis.contains)
+        )
+    ranked = judge.tips(context, profile, seed)
+    return [TipOut(id=tip.id, text=tip.text, source=tip.source) for tip in ranked[:2]]
+
+
+def _fingerprint(photo: Photo) -> str:
+    """Everything a request asks for, as one digest."""
+    asked = f"{photo.sha256} {photo.profile.model_dump_json()}"
+    return hashlib.sha256(asked.encode()).hexdigest()

@@ -1,0 +1,131 @@
+"""What was scored, afterwards: one result, a diary, reviews, deletion, and the sweep behind a crash."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import uuid_utils
+
+from app.errors import AlreadyDecided, FoodDXError, NotFound
+from app.schemas import DayMean, Diary, Result, Review, ReviewIn, ReviewQueue
+from app.stores.images import ImageStore, image_key
+from app.stores.results import ResultStore
+from app.telemetry import Meter, logger
+
+# Far longer than any claim lasts, so that the sweep never meets a request that is still alive.
+SWEEP_AGE = timedelta(minutes=10)
+
+
+class Records:
+    """A tenant's results. Unknown ids, and ids of another tenant, are NotFound alike."""
+
+    def __init__(self, images: ImageStore, results: ResultStore, meter: Meter) -> None:
+        self._images = images
+        self._results = results
+        self._meter = meter
+
+    async def get(self, tenant: str, result_id: str) -> Result:
+        """One result."""
+        body = await self._results.get(tenant, result_id)
+        if body is None:
+            raise NotFound("There is no result with this id.")
+        return Result.model_validate_json(body)
+
+    async def image(self, tenant: str, result_id: str) -> tuple[bytes, str]:
+        """The photo behind a result, as it was sent, and its media type."""
+        result = await self.get(tenant, result_id)
+        return await self._images.get(result.image.key), result.image.media_type
+
+    async def diary(self, tenant: str, user: str, cursor: str | None, limit: int, zone: ZoneInfo) -> Diary:
+        """A page of a user's results, newest first.
+
+        Args:
+            tenant: whose user it is.
+            user: the user.
+            cursor: id of the last result of the page before, or None.
+            limit: most results on the page.
+            zone: where the user's days begin and end.
+        """
+        ids = await self._results.diary(tenant, user, cursor, limit + 1)
+        bodies = await self._results.get_many(tenant, ids[:limit])
+        items = tuple(Result.model_validate_json(body) for body in bodies)
+        days = sorted({item.created_at.astimezone(zone).date() for item in items}, reverse=True)
+        means = []
+        for day in days:
+            start = datetime(day.year, day.month, day.day, tzinfo=zone)
+            # The next local midnight: a day is 23 or 25 hours long where clocks change.
+            end = datetime.combine(day + timedelta(days=1), datetime.min.time(), zone)
+            day_ids = await self._results.diary_between(tenant, user, start, end)
+            found = [Result.model_validate_json(b) for b in await self._results.get_many(tenant, day_ids)]
+            scores = [result.score for result in found if result.score is not None]
+            means.append(
+                DayMean(
+                    date=day,
+                    photos=len(found),
+                    scored=len(scores),
+                    score_mean=round(sum(scores) / len(scores), 2) if scores else None,
+                )
+            )
+        more = ids[limit - 1] if len(ids) > limit else None
+        return Diary(user=user, items=items, days=tuple(means), next_cursor=more)
+
+    async def delete(self, tenant: str, result_id: str) -> None:
+        """Delete a result, and its photo when no other result rests on it."""
+        result = await self.get(tenant, result_id)
+        token = uuid_utils.uuid4().hex
+        sha256 = result.image.sha256
+        outcome = await self._results.delete(tenant, result_id, sha256, token, result.user)
+        if outcome == "last":
+            # Should this fail, the claim and its pending entry stay, and the sweep deletes the photo.
+            await self._images.delete(image_key(tenant, sha256))
+            await self._results.release(tenant, sha256, token)
+
+    async def delete_user(self, tenant: str, user: str) -> None:
+        """Delete everything of a user. A user nobody knows is deleted already."""
+        while ids := await self._results.diary(tenant, user, None, 100):
+            for result_id in ids:
+                try:
+                    await self.delete(tenant, result_id)
+                except NotFound:
+                    await self._results.forget_entry(tenant, user, result_id)
+        await self._results.forget_user(tenant, user)
+
+    async def reviews(self, tenant: str, cursor: str | None, limit: int) -> ReviewQueue:
+        """Results that wait for a nutritionist, oldest first."""
+        ids = await self._results.reviews(tenant, cursor, limit + 1)
+        bodies = await self._results.get_many(tenant, ids[:limit])
+        more = ids[limit - 1] if len(ids) > limit else None
+        return ReviewQueue(items=tuple(Result.model_validate_json(b) for b in bodies), next_cursor=more)
+
+    async def review(self, tenant: str, result_id: str, given: ReviewIn) -> Result:
+        """Put a nutritionist's score on a result; a later review replaces an earlier one."""
+        result = await self.get(tenant, result_id)
+        if result.status == "not_food":
+            raise AlreadyDecided("The photo was found to hold no food.")
+        review = Review(**given.model_dump(), reviewed_at=datetime.now(UTC))
+        reviewed = result.model_copy(update={"status": "scored", "score": given.score, "review": review})
+        if not await self._results.reviewed(tenant, result_id, reviewed.model_dump_json().encode()):
+            raise NotFound("There is no result with this id.")
+        return reviewed
+
+    async def sweep(self, tenant: str) -> int:
+        """Delete photos that a crash left without a result.
+
+        Returns:
+            How many were deleted.
+        """
+        deleted = 0
+        for sha256 in await self._results.stale_claims(tenant, datetime.now(UTC) - SWEEP_AGE):
+            token = uuid_utils.uuid4().hex
+            try:
+                if await self._results.adopt(tenant, sha256, token):
+                    await self._images.delete(image_key(tenant, sha256))
+                    await self._results.release(tenant, sha256, token)
+                    deleted += 1
+            except FoodDXError as error:
+                logger.warning("sweep postponed", extra={"code": error.code})
+                break
+        if deleted:
+            self._meter.add("fooddx_swept_total", deleted)
+        return deleted

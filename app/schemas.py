@@ -1,0 +1,190 @@
+"""What goes over the wire: requests, results, and the pages made of them (see docs/api in the README)."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Goal = Literal["less-sugar", "less-salt", "more-fibre", "weight", "blood-glucose", "blood-pressure"]
+Diet = Literal["vegetarian", "vegan", "pescatarian", "halal", "kosher", "gluten-free", "lactose-free"]
+Avoid = Literal[
+    "alcohol", "beef", "celery", "crustaceans", "dairy", "egg", "fish", "gluten", "lupin", "meat", "molluscs",
+    "mustard", "peanut", "pork", "sesame", "soy", "sulphites", "tree-nut",
+]  # fmt: skip
+Status = Literal["scored", "not_food", "needs_review"]
+Score = Annotated[int, Field(ge=1, le=5)]
+UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@:+-]{1,128}$")]
+
+
+class Wire(BaseModel):
+    """Base of everything on the wire: immutable, and an unknown field is an error, not a surprise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Profile(Wire):
+    """Who the tip is for. Everything is optional; an empty profile gets a general tip."""
+
+    user: UserId | None = None
+    goals: tuple[Goal, ...] = ()
+    diet: tuple[Diet, ...] = ()
+    avoid: tuple[Avoid, ...] = ()
+
+
+class Dish(Wire):
+    """One thing that may be on the plate."""
+
+    name: str
+    probability: float = Field(ge=0, le=1)
+
+
+class TipOut(Wire):
+    """A tip: its stable id, its words, and the public guideline it rests on."""
+
+    id: str
+    text: str
+    source: str
+
+
+class ImageFacts(Wire):
+    """What is known about the photo itself. Width and height are as the viewer sees it (upright)."""
+
+    sha256: str
+    pdq: str
+    width: int
+    height: int
+    bytes: int
+    media_type: str
+    key: str
+
+
+class ModelRef(Wire):
+    """Which model, and which version of it, gave a score."""
+
+    name: str
+    version: str
+
+
+class Review(Wire):
+    """A nutritionist's decision."""
+
+    score: Score
+    comment: str = ""
+    reviewer: str = ""
+    reviewed_at: datetime
+
+
+class Result(Wire):
+    """The answer to one photo."""
+
+    id: str
+    status: Status
+    score: Score | None
+    score_mean: float | None = Field(ge=1, le=5)
+    score_probabilities: tuple[float, float, float, float, float] | None
+    dishes: tuple[Dish, ...]
+    food_probability: float = Field(ge=0, le=1)
+    tip: TipOut | None
+    image: ImageFacts
+    duplicate_of: str | None
+    model: ModelRef
+    user: str | None = None
+    review: Review | None = None
+    created_at: datetime
+
+
+class Analysis(Wire):
+    """What is kept of a photo for its duplicates. Not part of the HTTP contract."""
+
+    first_id: str
+    status: Status
+    score: Score | None
+    score_mean: float | None
+    score_probabilities: tuple[float, float, float, float, float] | None
+    dishes: tuple[Dish, ...]
+    food_probability: float
+    group: str | None
+    flags: tuple[str, ...]
+    contains: tuple[str, ...]
+    image: ImageFacts
+    model: ModelRef
+
+
+class ReviewIn(Wire):
+    """What a nutritionist sends."""
+
+    score: Score
+    comment: Annotated[str, StringConstraints(max_length=2000)] = ""
+    reviewer: Annotated[str, StringConstraints(max_length=128)] = ""
+
+
+class DayMean(Wire):
+    """A day of the diary: how many photos have a score, and their mean."""
+
+    date: date
+    photos: int
+    scored: int
+    score_mean: float | None
+
+
+class Diary(Wire):
+    """A page of a user's results, newest first, with the mean of every day the page touches."""
+
+    user: str
+    items: tuple[Result, ...]
+    days: tuple[DayMean, ...]
+    next_cursor: str | None
+
+
+class ReviewQueue(Wire):
+    """Photos the model was unsure of, oldest first."""
+
+    items: tuple[Result, ...]
+    next_cursor: str | None
+
+
+class UploadIn(Wire):
+    """A request for a presigned upload."""
+
+    media_type: str
+    bytes: int = Field(gt=0)
+
+
+class ScoreByKey(Wire):
+    """Score a photo that is already in the bucket."""
+
+    key: str
+    profile: Profile = Profile()
+
+
+class ModelOut(Wire):
+    """A model the service runs."""
+
+    name: str
+    version: str
+    backbone: str
+    licence: str
+    input_size: int
+    labels: int
+    foods: tuple[str, ...]
+    thresholds: dict[str, float]
+
+
+class Models(Wire):
+    """All models, and the name and version a result is marked with."""
+
+    serving: ModelRef
+    models: tuple[ModelOut, ...]
+
+
+class Problem(Wire):
+    """RFC 9457 problem details, with our stable code and the request's id."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str

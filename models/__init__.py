@@ -1,0 +1,1 @@
+"""What the scorer runs, where each number comes from, and the programs that build and evaluate it."""

@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models import build as builder
+from models.build import BuildError, build, is_built, main
+from models.manifest import load_manifest
+from models.network import WeightsError, load_network
+
+BUILT = Path(__file__).parents[2] / "build" / "models"
+NAME = "imagenet-lite0"
+MANIFEST = load_manifest(NAME)
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return build(NAME, BUILT)
+
+
+@pytest.fixture
+def edit(monkeypatch):
+    """Make the manifest of any model be ``MANIFEST`` with changes."""
+
+    def apply(weights=None, **changes):
+        manifest = MANIFEST.model_copy(update=changes)
+        if weights:
+            manifest = manifest.model_copy(update={"weights": MANIFEST.weights.model_copy(update=weights)})
+        monkeypatch.setattr(builder, "load_manifest", lambda _: manifest)
+
+    return apply
+
+
+def forbid_making(monkeypatch):
+    def fail(*_):
+        raise AssertionError("nothing should be made")
+
+    monkeypatch.setattr(builder, "_make", fail)
+
+
+def test_a_build_holds_what_both_engines_load(folder):
+    record = json.loads((folder / "build.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {*record["files"], "build.json"}
+    assert set(record["files"]) == {"model.xml", "model.bin", "weights.safetensors"}
+    assert record["inputs"]["manifest"]["weights"]["sha256"] == MANIFEST.weights.sha256
+    assert record["inputs"]["versions"].keys() == {"openvino", "timm", "torch"}
+    for name, file in record["files"].items():
+        assert file == {"bytes": (folder / name).stat().st_size, "sha256": builder._sha256(folder / name)}
+
+
+def test_a_second_build_does_nothing(folder, monkeypatch):
+    before = (folder / "build.json").stat().st_mtime_ns
+    forbid_making(monkeypatch)
+    assert build(NAME, BUILT) == folder
+    assert is_built(NAME, BUILT)
+    assert (folder / "build.json").stat().st_mtime_ns == before
+
+
+def test_a_second_build_does_not_import_torch_or_openvino(folder):
+    program = (
+        "import sys; from pathlib import Path; from models.build import build; "
+        f"build({NAME!r}, Path({str(BUILT)!r})); print(sorted({{'torch', 'openvino'}} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ({"sha256": "0" * 64}, "has SHA-256 57934424"),
+        ({"package": "no_such_package"}, "no_such_package is not installed"),
+        ({"file": "models/nowhere.pth"}, "no weights file"),
+        ({"package": None}, "no weights file"),
+    ],
+)
+def test_weights_other_than_the_manifests_are_refused_and_nothing_is_left(tmp_path, edit, weights, reason):
+    edit(weights=weights)
+    with pytest.raises(BuildError, match=reason):
+        build(NAME, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_went_in_decides_whether_a_build_is_current(folder, edit):
+    edit(temperature=2.0)
+    assert not is_built(NAME, BUILT)
+    edit(thresholds=replace(MANIFEST.thresholds, food=0.9))
+    assert is_built(NAME, BUILT), "thresholds act on answers, not on what is built"
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "no record"])
+def test_a_damaged_build_is_not_current(folder, tmp_path, damage):
+    copy = tmp_path / folder.name
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).symlink_to(file)
+    assert is_built(NAME, tmp_path)
+    victim = copy / ("build.json" if damage == "no record" else "model.bin")
+    victim.unlink()
+    if damage == "shorter":
+        victim.write_bytes(b"short")
+    assert not is_built(NAME, tmp_path)
+
+
+def test_a_stale_build_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    stale = tmp_path / MANIFEST.folder
+    stale.mkdir()
+    (stale / "left-over").touch()
+    monkeypatch.setattr(builder, "_make", lambda _manifest, folder, _progress: (folder / "fresh").touch())
+    assert build(NAME, tmp_path) == stale
+    assert [path.name for path in tmp_path.rglob("*")] == [MANIFEST.folder, "fresh"]
+
+
+def test_a_build_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
+    stale = tmp_path / MANIFEST.folder
+    stale.mkdir()
+
+    def fail(_manifest, folder, _progress):
+        (folder / "half").touch()
+        raise BuildError("half-way")
+
+    monkeypatch.setattr(builder, "_make", fail)
+    with pytest.raises(BuildError):
+        build(NAME, tmp_path)
+    assert list(tmp_path.rglob("*")) == [stale]
+
+
+def test_both_kinds_of_weights_file_give_the_same_network(folder):
+    positional = load_network(MANIFEST, builder.weights_path(MANIFEST)).state_dict()
+    named = load_network(MANIFEST, folder / "weights.safetensors").state_dict()
+    assert positional.keys() == named.keys()
+    assert all(named[name].equal(tensor) for name, tensor in positional.items())
+
+
+def test_weights_of_another_network_are_refused(folder):
+    other = load_manifest("imagenet-lite1")
+    with pytest.raises(WeightsError, match="order"):
+        load_network(MANIFEST, builder.weights_path(other))
+    with pytest.raises(WeightsError, match="names differ"):
+        load_network(other, folder / "weights.safetensors")
+    head = MANIFEST.heads[0].model_copy(update={"size": 7})
+    with pytest.raises(WeightsError, match=r"classifier\.\w+ has another shape"):
+        load_network(MANIFEST.model_copy(update={"heads": (head,)}), folder / "weights.safetensors")
+
+
+def test_the_command_builds_what_it_is_told_to(folder, capsys):
+    main([NAME, "--out", str(BUILT)])
+    assert folder.name in capsys.readouterr().err

@@ -1,0 +1,91 @@
+import pytest
+
+from models.build import weights_path
+from models.manifest import (
+    MANIFESTS,
+    ManifestError,
+    available,
+    load_catalogue,
+    load_manifest,
+    parse_manifest,
+)
+
+TEXT = (MANIFESTS / "imagenet-lite0.toml").read_text("utf-8")
+GATE_HEAD = '[[heads]]\nname = "gate"\nkind = "gate"\nsize = 1\n'
+
+
+def test_the_three_imagenet_models_are_available():
+    assert {"imagenet-lite0", "imagenet-lite1", "imagenet-lite2"} <= set(available())
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_manifest_fits_its_weights_and_tables(name):
+    manifest = load_manifest(name)
+    assert manifest.folder == f"{name}-{manifest.version}"
+    assert manifest.licence
+    assert weights_path(manifest).is_file()  # and its hash is right
+    classes = manifest.columns("classes")
+    assert load_catalogue(manifest).classes == classes.stop - classes.start
+
+
+@pytest.mark.parametrize("name", [name for name in available() if name.startswith("imagenet-")])
+def test_imagenet_inputs_are_cropped_as_their_weights_were_evaluated(name):
+    spec = load_manifest(name).input
+    assert spec.crop_fraction == spec.size / (spec.size + 32)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "../manifests/imagenet-lite0", ""])
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(name):
+    with pytest.raises(ManifestError, match="imagenet-lite0"):
+        load_manifest(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("temperature = 1.0", "", "temperature"),
+        ("temperature = 1.0", "temperature = 0", "temperature"),
+        ("temperature = 1.0", 'temperature = "1.0"', "temperature"),
+        ("temperature = 1.0", "temperature = 1.0\ntemprature = 1.0", "temprature"),
+        ('version = "1"', "version = 1", "version"),
+        ('version = "1"', 'version = "1/../.."', "version"),
+        ('labels = "imagenet.csv"', 'labels = "nowhere.csv"', "nowhere.csv"),
+        ('kind = "classes"', 'kind = "regression"', "heads.0.kind"),
+        ('kind = "classes"', 'kind = "gate"', "classes"),
+        ("size = 1000", "size = 1000.5", "heads.0.size"),
+        ("[[heads]]", '[[heads]]\nname = "labels"\nkind = "gate"\nsize = 1\n[[heads]]', "same name"),
+        ('file = "models/', 'file = "../models/', "weights.file"),
+        ('file = "models/', 'file = "models/../../', "weights.file"),
+        ('sha256 = "5793', 'sha256 = "XYZ3', "weights.sha256"),
+        ("std = 128.0", "std = 0", "input.std"),
+        ("bicubic", "cubic", "input.interpolation"),
+        ("review = 1.0", "review = 1.0\nentropy = 1.0", "thresholds.entropy"),
+        ("food = 0.15", "food = 1.5", "thresholds"),
+        ('name = "imagenet-lite0"', 'name = "imagenet-lite9"', "imagenet-lite9"),
+        ("[weights]", "[weights", "not TOML"),
+    ],
+)
+def test_a_mistake_is_an_error_that_names_it(old, new, key):
+    assert old in TEXT
+    with pytest.raises(ManifestError, match=key):
+        parse_manifest("imagenet-lite0", TEXT.replace(old, new, 1))
+
+
+def test_columns_say_where_each_kind_of_head_is():
+    manifest = parse_manifest("imagenet-lite0", TEXT.replace("[[heads]]", f"{GATE_HEAD}[[heads]]"))
+    assert manifest.columns("gate") == slice(0, 1)
+    assert manifest.columns("classes") == slice(1, 1001)
+    assert manifest.columns("score") is None
+    assert (manifest.logits, manifest.width) == (1001, 1001)
+
+
+def test_as_many_labels_as_classes():
+    manifest = parse_manifest("imagenet-lite0", TEXT.replace("size = 1000", "size = 999"))
+    with pytest.raises(ManifestError, match="1000 labels, not 999"):
+        load_catalogue(manifest)
+
+
+def test_a_manifest_cannot_be_changed():
+    manifest = load_manifest("imagenet-lite0")
+    with pytest.raises(ValueError, match="frozen"):
+        manifest.temperature = 2.0

@@ -1,0 +1,43 @@
+"""What the tests need beside the lock: a browser, and files that are fetched once. ``python -m tests.setup``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+from rich.console import Console
+
+from tests import corpus
+
+CONSOLE = Console(stderr=True)
+
+
+def main() -> int:
+    """Fetch and install what is missing; 0 when everything is there."""
+    corpus.fetch()
+    return 0 if _chromium() else 1
+
+
+def _chromium() -> bool:
+    """Chromium: the one that is there, Debian's as root, else the one Playwright downloads."""
+    from tests.browser.conftest import find_chromium
+
+    if find_chromium():
+        return True
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        CONSOLE.print("Installing Chromium for the browser tests")
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
+            subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+    if not find_chromium():
+        CONSOLE.print("Downloading Chromium for the browser tests")
+        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
+    if not find_chromium():
+        CONSOLE.print("[red]No Chromium:[/] install it, or name one in the variable CHROMIUM")
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
