@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -30,10 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.command(options)
     except (SettingsError, ServiceError) as error:
-        ERR.print(f"[red]fooddx:[/] {error}")
-        return 1
+        return _complain(error)
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _complain(error: object, status: int = 1) -> int:
+    ERR.print(f"[red]fooddx:[/] {escape(str(error))}")
     return status
 
 
@@ -76,8 +81,7 @@ def _serve(_: argparse.Namespace) -> int:
     try:
         serve_forever(load_settings(), ERR)
     except (ServingError, EmbeddedStoreError, BuildError) as error:
-        ERR.print(f"[red]fooddx:[/] {error}")
-        return 1
+        return _complain(error)
     return 0
 
 
@@ -89,17 +93,20 @@ def _doctor(_: argparse.Namespace) -> int:
     for finding in examine():
         healthy &= finding.fine
         table.add_row(
-            "[green]✓[/]" if finding.fine else "[red]✗[/]", finding.part, finding.words, finding.remedy
+            "[green]✓[/]" if finding.fine else "[red]✗[/]",
+            *map(escape, (finding.part, finding.words, finding.remedy)),
         )
     OUT.print(table)
     return 0 if healthy else 1
 
 
 def _score(options: argparse.Namespace) -> int:
-    photos = [file for path in options.photos for file in _files(path)]
+    try:
+        photos = [file for path in options.photos for file in _files(path)]
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}", 2)
     if not photos:
-        ERR.print("[red]fooddx:[/] no photo there")
-        return 2
+        return _complain("no photo there", 2)
     with (
         Client(options.url, options.api_key) as client,
         Progress(console=ERR, transient=True, disable=len(photos) == 1) as progress,
@@ -113,7 +120,10 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    """The file itself; of a folder, its files but the hidden ones, which are no photos of anybody's."""
+    if not path.is_dir():
+        return [path]
+    return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -133,10 +143,15 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
+def _name(photo: Path) -> str:
+    """A path that can be printed: on Linux a name is bytes, and need not be UTF-8."""
+    return os.fsencode(photo).decode("utf-8", "replace")
+
+
 def _row(outcome: Outcome) -> dict[str, Any]:
     result = outcome.result or {}
     return {
-        "photo": str(outcome.photo),
+        "photo": _name(outcome.photo),
         "status": result.get("status"),
         "score": result.get("score"),
         "score_mean": result.get("score_mean"),
@@ -154,13 +169,14 @@ def _write_table(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         row = _row(outcome)
         score = row["score"] or {"not_food": "no food", "needs_review": "unsure"}.get(row["status"], "–")
-        words = f"[red]{row['error']}[/]" if row["error"] else row["tip"] or ""
-        table.add_row(outcome.photo.name, str(score), row["dishes"], words, f"{row['ms'] or 0:.0f}")
+        words = f"[red]{escape(row['error'])}[/]" if row["error"] else escape(row["tip"] or "")
+        name = escape(_name(Path(outcome.photo.name)))
+        table.add_row(name, str(score), escape(row["dishes"]), words, f"{row['ms'] or 0:.0f}")
     OUT.print(table)
 
 
 def _write_json(outcomes: Sequence[Outcome]) -> None:
-    lines = [{"photo": str(o.photo), "result": o.result, "error": o.error} for o in outcomes]
+    lines = [{"photo": _name(o.photo), "result": o.result, "error": o.error} for o in outcomes]
     OUT.print_json(json.dumps(lines))
 
 

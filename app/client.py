@@ -37,7 +37,14 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key or _own_key()}"}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
+        except UnicodeEncodeError:
+            raise ServiceError("the API key holds characters that no key has") from None
+        except httpx.InvalidURL as error:
+            raise ServiceError(f"not a URL: {url} ({error})") from None
+        if self._http.base_url.scheme not in {"http", "https"}:
+            raise ServiceError(f"not an http:// or https:// URL: {url}")
 
     def __enter__(self) -> Self:
         return self
@@ -50,8 +57,7 @@ class Client:
         response = self._send("GET", "/v1/models")
         if not response.is_success:
             raise ServiceError(_words(response))
-        answer: dict[str, Any] = response.json()
-        return answer
+        return _answer(response)
 
     def score_all(
         self,
@@ -60,7 +66,7 @@ class Client:
         parallel: int,
         done: Callable[[], None],
     ) -> list[Outcome]:
-        """Score ``photos``, ``parallel`` at a time; ``done`` is called after each, outcomes keep the order."""
+        """Score ``photos``, ``parallel`` at a time; ``done`` is called after each. The order is kept."""
 
         def one(photo: Path) -> Outcome:
             try:
@@ -78,7 +84,7 @@ class Client:
             return Outcome(photo, None, f"cannot be read: {error.strerror}", None)
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         body: dict[str, Any] = (
-            {"files": {"image": (photo.name, data)}, "data": {"profile": profile}}
+            {"files": {"image": ("photo", data)}, "data": {"profile": profile}}
             if profile
             else {"content": data}
         )
@@ -86,7 +92,7 @@ class Client:
         response = self._send("POST", "/v1/scores", headers=headers, **body)
         milliseconds = round((time.perf_counter() - start) * 1000, 1)
         if response.is_success:
-            return Outcome(photo, response.json(), None, milliseconds)
+            return Outcome(photo, _answer(response), None, milliseconds)
         return Outcome(photo, None, _words(response), milliseconds)
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -104,7 +110,7 @@ class Client:
             if response.status_code not in {409, 429, 503, 504} or "retry-after" not in response.headers:
                 break
             if attempt < _TRIES:
-                time.sleep(min(float(response.headers["retry-after"]), _LONGEST_WAIT_S))
+                time.sleep(_wait_s(response.headers["retry-after"]))
         return response
 
 
@@ -117,6 +123,24 @@ def _own_key() -> str:
     if not path.exists():
         raise ServiceError(f"no API key: give --api-key or FOODDX_API_KEY; there is none in {path.parent}")
     return path.read_text().strip()
+
+
+def _wait_s(retry_after: str) -> float:
+    try:
+        return min(max(float(retry_after), 0.0), _LONGEST_WAIT_S)
+    except ValueError:
+        return 1.0  # a date, which only a proxy would write
+
+
+def _answer(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a success."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise ServiceError(f"what answers at {response.url} is not FoodDX")
+    return answer
 
 
 def _words(response: httpx.Response) -> str:

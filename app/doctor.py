@@ -132,12 +132,18 @@ def _results(settings: Settings) -> Finding:
             return Finding("result store", True, words)
     except (redis.RedisError, EmbeddedStoreError, OSError) as error:
         return Finding("result store", False, str(error), "start Redis, or correct or unset FOODDX_REDIS_URL")
+    except ValueError:  # its text may quote a part of the password
+        return Finding("result store", False, "not a usable URL", "correct or unset FOODDX_REDIS_URL")
 
 
 def _port(settings: Settings) -> Finding:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        used = probe.connect_ex((settings.host, settings.port)) == 0
+    try:
+        with socket.create_connection((settings.host, settings.port), timeout=1):
+            used = True
+    except socket.gaierror as error:
+        return Finding("port", False, f"{settings.host}: {error.strerror}", "correct FOODDX_HOST")
+    except OSError:
+        used = False
     words = f"{settings.host}:{settings.port} is {'in use: by a running service?' if used else 'free'}"
     return Finding("port", True, words)
 

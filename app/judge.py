@@ -5,23 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.food.assessment import Assessment, Catalogue, Evidence, Thresholds, combine, read
-from app.food.foods import load_foods, load_labels
+from app.food.assessment import Assessment, Evidence, Thresholds, combine, read
 from app.food.tips import Tip, TipContext, load_tips, rank
 from app.messages import Scored
 from app.schemas import ModelOut, ModelRef, Models, Profile
-from models.manifest import TABLES, Manifest, load_manifest
-
-
-class UnusableModelError(ValueError):
-    """A model whose heads this service cannot turn into a score."""
+from models.manifest import TABLES, Manifest, load_catalogue, load_manifest
 
 
 class _Reader:
@@ -29,17 +25,9 @@ class _Reader:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        foods = load_foods(TABLES / manifest.foods)
-        self.catalogue = Catalogue(load_labels(TABLES / manifest.labels, foods))
-        start = 0
-        spans: dict[str, slice] = {}
-        for head in manifest.heads:
-            spans[head.kind] = slice(start, start + head.width)
-            start += head.width
-        if "classes" not in spans:
-            raise UnusableModelError(f"{manifest.name}: a model needs a head of kind 'classes'")
-        self._classes = spans["classes"]
-        self._gate = spans.get("gate")
+        self.catalogue = load_catalogue(manifest)
+        self._classes = cast(slice, manifest.columns("classes"))  # every manifest has such a head
+        self._gate = manifest.columns("gate")
 
     def read(self, probabilities: NDArray[np.float32]) -> Evidence:
         gate = None if self._gate is None else float(probabilities[self._gate][0])
@@ -56,6 +44,7 @@ class TableJudge:
         # With several models the first one's thresholds count: they act on the average.
         own = self._readers[0].manifest.thresholds
         self.thresholds: Thresholds = dataclasses.replace(own, **dict[str, Any](overrides or {}))
+        operator.index(self.thresholds.dishes)  # half a dish would fail only at the first photo
 
     def adjusted(self, overrides: Mapping[str, float]) -> Self:
         """The same models under other thresholds.

@@ -7,7 +7,10 @@ Everything listens on loopback.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+from pathlib import Path
 
 import ray
 from ray import serve
@@ -42,6 +45,9 @@ def main() -> None:
         include_dashboard=False,
         log_to_driver=False,
         namespace="serve",
+        # Not Ray's usual folder, where its commands look for a cluster to join.
+        _temp_dir=str(Path(tempfile.gettempdir()) / f"fooddx-ray-{os.getuid()}"),
+        _metrics_export_port=settings.metrics_port,
         runtime_env={"worker_process_setup_hook": listen_on_loopback},
     )
     try:

@@ -26,9 +26,6 @@ from models.build import build as build_model
 
 logger = logging.getLogger("fooddx")
 
-# One JSON object a line, with the request's id; our line per photo replaces Serve's access log.
-LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
-
 
 def build(args: dict[str, str]) -> Application:
     """What ``serve run`` and ``serve deploy`` call; ``args`` are settings, see app/settings.py."""
@@ -42,6 +39,9 @@ def graph(settings: Settings) -> Application:
     """The three deployments and the handles between them. ``redis_url`` must be set, the models built."""
     api_key = settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
     device = _device(settings)
+
+    # One JSON object a line, with the request's id; our line per photo replaces Serve's access log.
+    logging_config = LoggingConfig(encoding="JSON", log_level=settings.log_level, enable_access_log=False)
 
     # A replica holds what it works on plus a short queue; what is beyond is refused where it came from, so
     # that the wait never outlives the budget. A batch more than one is in work keeps the engine fed.
@@ -57,7 +57,7 @@ def graph(settings: Settings) -> Application:
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=10,
-        logging_config=LOGGING,
+        logging_config=logging_config,
     ).bind(settings.models, settings.models_dir, device, settings.scorer_threads, settings.batch_size)
 
     preprocessor = serve.deployment(
@@ -71,7 +71,7 @@ def graph(settings: Settings) -> Application:
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=10,
-        logging_config=LOGGING,
+        logging_config=logging_config,
     ).bind(
         input_specs(settings.models),
         ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
@@ -93,7 +93,7 @@ def graph(settings: Settings) -> Application:
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=20,
-        logging_config=LOGGING,
+        logging_config=logging_config,
     ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key), preprocessor)
 
 

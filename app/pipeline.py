@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import uuid_utils
 
@@ -25,7 +25,7 @@ from app.errors import (
     ScorerUnavailable,
     by_code,
 )
-from app.food.assessment import Assessment
+from app.food.assessment import Assessment, Distribution
 from app.food.tips import Tip, TipContext
 from app.messages import PhotoJob, Rejected, Scored
 from app.schemas import Analysis, Dish, ImageFacts, ModelRef, Profile, Result, TipOut
@@ -37,6 +37,7 @@ from app.telemetry import Meter, logger
 _TWIN_WAITS_S: Final = (0.005, 0.01, 0.02, 0.04)
 _RETRY_WAIT_S: Final = 0.02
 
+T = TypeVar("T")
 Score = Callable[[PhotoJob], Awaitable[Scored | Rejected]]
 
 
@@ -99,6 +100,24 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + max(seconds, 0.0)
 
 
+@dataclass(slots=True)
+class _Request:
+    """One photo on its way, and the writes to the stores that were set going for it."""
+
+    photo: Photo
+    ticket: Ticket
+    judge: Judge
+    stages: Stages
+    deadline: float
+    writes: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    def write(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start ``work``. Await it shielded: a write that was cancelled may still land after the clean-up."""
+        task = asyncio.create_task(work)
+        self.writes.append(task)
+        return task
+
+
 class Pipeline:
     """The way of one photo over the given stores and scorer."""
 
@@ -153,43 +172,43 @@ class Pipeline:
             idempotency_key=photo.idempotency_key,
             fingerprint=_fingerprint(photo) if photo.idempotency_key else "",
         )
+        request = _Request(photo, ticket, judge, stages, time.time() + budget_s)
         started = time.perf_counter()
         try:
             async with asyncio.timeout(budget_s):
-                body = await self._run(photo, ticket, judge, stages, time.time() + budget_s)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"The photo could not be scored within {budget_s * 1000:.0f} ms.", retry_after_s=1
-            ) from None
+                body = await self._run(request)
+        except BaseException as error:
+            self._in_background(self._abandon(request))
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded(
+                    f"The photo could not be scored within {budget_s * 1000:.0f} ms.", retry_after_s=1
+                ) from None
+            raise
         self._meter.add("fooddx_request_seconds", time.perf_counter() - started)
         for stage, seconds in stages.seconds.items():
             self._meter.add("fooddx_stage_seconds", seconds, stage=stage)
         return body
 
-    async def _run(
-        self, photo: Photo, ticket: Ticket, judge: Judge, stages: Stages, deadline: float
-    ) -> bytes:
+    async def _run(self, request: _Request) -> bytes:
         while True:
-            with stages.timed("dedupe"):
-                begun = await self._begin(ticket)
+            with request.stages.timed("dedupe"):
+                begun = await self._begin(request)
             if begun.kind == "replay":
-                body = await self._results.get(ticket.tenant, begun.value.decode())
+                body = await self._results.get(request.ticket.tenant, begun.value.decode())
                 if body is None:
                     raise NotFound("The result of this Idempotency-Key was deleted.")
                 return body
             if begun.kind == "claimed":
-                return await self._score_claimed(photo, ticket, judge, stages, deadline)
-            body = await self._answer(
-                photo, ticket, judge, stages, Analysis.model_validate_json(begun.value), True
-            )
+                return await self._score_claimed(request)
+            body = await self._answer(request, Analysis.model_validate_json(begun.value), reused=True)
             if body is not None:
                 self._meter.add("fooddx_cache_hits_total")
                 return body
 
-    async def _begin(self, ticket: Ticket) -> Begun:
+    async def _begin(self, request: _Request) -> Begun:
         """Begin, waiting while a twin of this photo is being scored."""
         for attempt in range(2**31):
-            begun = await self._results.begin(ticket)
+            begun = await asyncio.shield(request.write(self._results.begin(request.ticket)))
             if begun.kind == "reused":
                 raise IdempotencyKeyReused("Use a new Idempotency-Key for a new photo or profile.")
             if begun.kind == "in_flight":
@@ -200,27 +219,19 @@ class Pipeline:
             await asyncio.sleep(_TWIN_WAITS_S[min(attempt, len(_TWIN_WAITS_S) - 1)])
         return begun
 
-    async def _score_claimed(
-        self, photo: Photo, ticket: Ticket, judge: Judge, stages: Stages, deadline: float
-    ) -> bytes:
+    async def _score_claimed(self, request: _Request) -> bytes:
         """Store and score at the same time; the caller holds the claim on this photo."""
-        put = asyncio.create_task(self._put(photo, stages))
-        written = False
-        try:
-            scored = await self._score_with_retry(PhotoJob(photo.data, deadline, photo.request_id))
-            stages.add("decode", scored.decode_s)
-            stages.add("queue", scored.inference.queue_s)
-            stages.add("score", scored.inference.score_s)
-            await put
-            analysis = self._analyse(photo, scored, judge)
-            body = await self._answer(photo, ticket, judge, stages, analysis, False)
-            if body is None:
-                raise ScorerUnavailable("The photo took too long; nothing was kept.", retry_after_s=1)
-            written = True
-            return body
-        finally:
-            if not written:
-                self._in_background(self._abandon(photo, ticket, put))
+        photo, stages = request.photo, request.stages
+        put = request.write(self._put(photo, stages))
+        scored = await self._score_with_retry(PhotoJob(photo.data, request.deadline, photo.request_id))
+        stages.add("decode", scored.decode_s)
+        stages.add("queue", scored.inference.queue_s)
+        stages.add("score", scored.inference.score_s)
+        await asyncio.shield(put)
+        body = await self._answer(request, self._analyse(photo, scored, request.judge), reused=False)
+        if body is None:
+            raise ScorerUnavailable("The photo took too long; nothing was kept.", retry_after_s=1)
+        return body
 
     async def _put(self, photo: Photo, stages: Stages) -> None:
         with stages.timed("store"):
@@ -247,8 +258,8 @@ class Pipeline:
             first_id="",
             status=judged.status,
             score=judged.score,
-            score_mean=judged.score_mean,
-            score_probabilities=judged.score_probabilities,
+            score_mean=None if judged.score_mean is None else round(judged.score_mean, 4),
+            score_probabilities=_rounded(judged.score_probabilities),
             dishes=tuple(Dish(name=name, probability=round(p, 4)) for name, p in judged.dishes),
             food_probability=round(judged.food_probability, 4),
             group=judged.group,
@@ -266,13 +277,13 @@ class Pipeline:
             model=judge.model,
         )
 
-    async def _answer(
-        self, photo: Photo, ticket: Ticket, judge: Judge, stages: Stages, analysis: Analysis, reused: bool
-    ) -> bytes | None:
+    async def _answer(self, request: _Request, analysis: Analysis, *, reused: bool) -> bytes | None:
         """Pick the tip, write the result; None when what it rests on is gone."""
-        result_id = str(uuid_utils.uuid7())
-        with stages.timed("tip"):
-            tips = _tips(judge, analysis, photo.profile, result_id)
+        profile = request.photo.profile
+        uuid = uuid_utils.uuid7()
+        result_id = str(uuid)
+        with request.stages.timed("tip"):
+            tips = _tips(request.judge, analysis, profile, result_id)
         bodies = [
             Result(
                 id=result_id,
@@ -286,40 +297,38 @@ class Pipeline:
                 image=analysis.image,
                 duplicate_of=analysis.first_id if reused else None,
                 model=analysis.model,
-                user=photo.profile.user,
-                created_at=datetime.now(UTC),
+                user=profile.user,
+                # The moment in the id, by which the diary finds what belongs to a day.
+                created_at=datetime.fromtimestamp(uuid.timestamp / 1000, UTC),
             )
             .model_dump_json()
             .encode()
             for tip in tips
         ]
         ids = [tip.id if tip else "" for tip in tips]
-        with stages.timed("store"):
-            outcome, body = await self._results.finish(
-                ticket,
-                Record(
-                    id=result_id,
-                    user=photo.profile.user,
-                    analysis=None
-                    if reused
-                    else analysis.model_copy(update={"first_id": result_id}).model_dump_json().encode(),
-                    needs_review=analysis.status == "needs_review",
-                    tips=(ids[0], ids[-1]),
-                    bodies=(bodies[0], bodies[-1]),
-                ),
-            )
+        first = analysis.model_copy(update={"first_id": result_id})
+        record = Record(
+            id=result_id,
+            user=profile.user,
+            analysis=None if reused else first.model_dump_json().encode(),
+            needs_review=analysis.status == "needs_review",
+            tips=(ids[0], ids[-1]),
+            bodies=(bodies[0], bodies[-1]),
+        )
+        with request.stages.timed("store"):
+            finish = request.write(self._results.finish(request.ticket, record))
+            outcome, body = await asyncio.shield(finish)
         if outcome != "written":
             return None
         self._meter.add("fooddx_images_total", status=analysis.status)
         return body
 
-    async def _abandon(self, photo: Photo, ticket: Ticket, put: asyncio.Task[None]) -> None:
+    async def _abandon(self, request: _Request) -> None:
         """Leave nothing of a failed request behind. What cannot be undone now, the sweep will find."""
-        # The put is awaited, not cancelled: one that was cancelled may still land after the delete.
-        with contextlib.suppress(FoodDXError):
-            await put
+        await asyncio.gather(*request.writes, return_exceptions=True)
+        photo, ticket = request.photo, request.ticket
         try:
-            if await self._results.abandon(ticket, stored=True):
+            if await self._results.abandon(ticket):
                 await self._images.delete(image_key(photo.tenant, photo.sha256))
                 await self._results.release(photo.tenant, photo.sha256, ticket.token)
         except FoodDXError as error:
@@ -346,6 +355,14 @@ def _tips(judge: Judge, analysis: Analysis, profile: Profile, seed: str) -> list
         )
     ranked = judge.tips(context, profile, seed)
     return [TipOut(id=tip.id, text=tip.text, source=tip.source) for tip in ranked[:2]]
+
+
+def _rounded(distribution: Distribution | None) -> Distribution | None:
+    """Four digits: what is beyond says nothing about a meal."""
+    if distribution is None:
+        return None
+    one, two, three, four, five = (round(p, 4) for p in distribution)
+    return one, two, three, four, five
 
 
 def _fingerprint(photo: Photo) -> str:

@@ -1,4 +1,4 @@
-"""What goes over the wire: requests, results, and the pages made of them (see docs/api in the README)."""
+"""What goes over the wire: requests, results, and the pages made of them."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class ModelOut(Wire):
     input_size: int
     labels: int
     foods: tuple[str, ...]
-    thresholds: dict[str, float]
+    thresholds: dict[str, int | float]
 
 
 class Models(Wire):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -57,7 +58,8 @@ def serve_forever(settings: Settings, console: Console) -> None:
     _adopt_orphans()
     store = None
     with ExitStack() as stack:
-        _check_port(settings)
+        _check_port(settings.host, settings.port, "FOODDX_PORT")
+        _check_port("127.0.0.1", settings.metrics_port, "FOODDX_METRICS_PORT")
         api_key = (
             settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
         )
@@ -69,28 +71,31 @@ def serve_forever(settings: Settings, console: Console) -> None:
             settings = settings.model_copy(update={"redis_url": SecretStr(store.url)})
         run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fooddx-")))
         log = settings.data_dir / "serve.log"
-        stack.callback(_end_descendants, spare=store.pid if store else None)
+        stack.callback(_end_descendants, spare=store)
         cluster = stack.enter_context(_cluster(settings, api_key, run_dir, log))
         with _step(console, "Ray, and on it the ingress, the preprocessor and the scorer"):
             _wait_until_ready(settings, cluster, stop, log)
         if not stop.is_set():
             console.print(_ready_block(settings, api_key, sample, time.perf_counter() - started))
-        while not stop.wait(1):
+        while not stop.wait(0.2):
             if cluster.poll() is not None:
                 raise ServingError(f"Ray ended unexpectedly; the log says why: {log}")
+            if store and store.died():
+                console.print("[yellow]The results store died; starting it again over the same data.[/]")
+                store.start()
         console.print("Stopping …")
     console.print("Stopped. What was stored is kept for the next start.")
 
 
-def _check_port(settings: Settings) -> None:
+def _check_port(host: str, port: int, variable: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
             raise ServingError(
-                f"port {settings.port} on {settings.host} cannot be used ({error.strerror}): "
-                "stop what uses it, or set FOODDX_PORT"
+                f"port {port} on {host} cannot be used ({error.strerror}): "
+                f"stop what uses it, or set {variable}"
             ) from None
 
 
@@ -149,9 +154,20 @@ def _to_line(settings: Settings, api_key: str) -> str:
 
 def _ray_variables(run_dir: Path) -> dict[str, str]:
     """What Ray and Serve read when they are imported; see cluster.yaml for the nodes of a cluster."""
+    first_port = 20_000 + 100 * secrets.randbelow(100)
     variables = {
+        # Serve shares its ports (SO_REUSEPORT) with whoever else asks, another service on this machine
+        # included, which would then get our requests: so each run has ports of its own.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + 99),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_MESSAGE_BYTES),
+        # The throughput mode holds back 1000 log lines; somebody who looks wants the last one too.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        # What reaches Ray's ports on this machine must know a secret of this run.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         # A replica that stops waits this long for load balancers to look away; here is only our HAProxy.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -168,8 +184,10 @@ def _ray_variables(run_dir: Path) -> dict[str, str]:
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "haproxy.sh"),
             "HAPROXY_BINARY": str(get_haproxy_binary()),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            # Its access log has users' names in it, and goes nowhere: nobody listens there.
+            "RAY_SERVE_HAPROXY_LOG_TARGET": str(front / "log.sock"),
             # In a folder of this run, so that two services on one machine do not meet.
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(front / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(front / "admin.sock"),
@@ -207,9 +225,10 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _end_descendants(spare: int | None) -> None:
+def _end_descendants(spare: EmbeddedStore | None) -> None:
     """End every process under this one but the store, which stops last and in good order."""
-    left = [child for child in psutil.Process().children(recursive=True) if child.pid != spare]
+    kept = spare.pid if spare else None
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
     for child in left:
         with suppress(psutil.NoSuchProcess):
             child.kill()
@@ -232,6 +251,7 @@ def _ready_block(settings: Settings, api_key: str, sample: Path, seconds: float)
 
   Page     {base}/#key={api_key}
   API      {base}/docs
+  Metrics  http://127.0.0.1:{settings.metrics_port}/metrics
   API key  {api_key}
 
   curl -sS -H 'Authorization: Bearer {api_key}' -H 'Content-Type: image/jpeg' \\
@@ -243,7 +263,8 @@ def _reachable(settings: Settings) -> str:
     return "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody uses at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 
 PREFIX = "FOODDX_"
 
@@ -47,6 +47,9 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address that `fooddx serve` listens on")
     port: int = Field(default=8000, ge=1, le=65535, description="Port that `fooddx serve` listens on")
+    metrics_port: int = Field(
+        default=9464, ge=1, le=65535, description="Port of the Prometheus metrics of `fooddx serve`"
+    )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="`cuda`: torch on a GPU; `cpu`: OpenVINO; `auto`: a GPU where Ray has one"
@@ -103,8 +106,13 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        if urlsplit(value.get_secret_value()).scheme not in {"redis", "rediss", "unix"}:
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        try:
+            parse_url(value.get_secret_value())
+        except ValueError:
+            # Its own words would quote a piece of the URL, which may be of the password.
+            raise ValueError("is no usable URL; %-encode what is special in a user or password") from None
         return value
 
     @field_validator("api_key")

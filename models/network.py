@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.manifest import Manifest
@@ -42,12 +43,15 @@ def load_network(manifest: Manifest, weights: Path) -> Network:
 
     A ``.safetensors`` file must carry the backbone's own parameter names. A ``.pth`` file (the installed
     packages') is matched by position, since it holds the same layers in the same order under other names.
-    Raises WeightsError when a name, kind or shape differs.
+    Raises WeightsError when the file is broken, or a name, kind or shape differs; OSError when it is missing.
     """
     network = Network(manifest)
     own = network.backbone.state_dict()
     if weights.suffix == ".safetensors":
-        state = load_file(weights)
+        try:
+            state = load_file(weights)
+        except SafetensorError as error:
+            raise WeightsError(f"{manifest.name}: {weights.name} is broken: {error}") from error
         if state.keys() != own.keys():
             raise WeightsError(f"{manifest.name}: parameter names differ from {manifest.backbone}'s")
     else:

@@ -19,14 +19,14 @@ from hypothesis import settings as hypothesis_settings
 
 from app.api.app import create_app
 from app.engines import Engine, create_engine
+from app.errors import FoodDXError
 from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
 from app.imaging.prepare import prepare
-from app.errors import FoodDXError
 from app.judge import TableJudge
 from app.messages import Inference, PhotoJob, Rejected, Scored
 from app.service import Service
-from app.serving import _free_port
+from app.serving import free_port
 from app.settings import Settings
 from app.stores.embedded import EmbeddedStore
 from app.tenants.keys import Keyring
@@ -158,6 +158,7 @@ class Running:
     url: str
     api_key: str
     data_dir: Path
+    metrics_port: int
     process: subprocess.Popen[str]
 
     @property
@@ -167,26 +168,36 @@ class Running:
 
 def start_service(data_dir: Path, **variables: str) -> Running:
     """Start ``fooddx serve`` and wait until it is ready."""
-    port = _free_port()
-    environment = os.environ | {"FOODDX_DATA_DIR": str(data_dir), "FOODDX_PORT": str(port)} | variables
+    port = free_port()
+    own = {"DATA_DIR": str(data_dir), "PORT": str(port), "METRICS_PORT": str(free_port())}
+    environment = os.environ | {f"FOODDX_{name}": value for name, value in own.items()} | variables
     environment.pop("FOODDX_API_KEY", None)
     data_dir.mkdir(parents=True, exist_ok=True)
     if not (data_dir / "models").exists():
         (data_dir / "models").symlink_to(BUILD / "models")
-    log = (data_dir / "terminal.log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve"], stdout=log, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    terminal = data_dir / "terminal.log"
+    with terminal.open("w") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "fooddx"), "serve"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
     deadline = time.monotonic() + 180
-    while "Ctrl-C stops it" not in Path(log.name).read_text():
+    while "Ctrl-C stops it" not in terminal.read_text():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             serve_log = data_dir / "serve.log"
             words = serve_log.read_text() if serve_log.exists() else ""
-            raise AssertionError(f"fooddx serve did not start:\n{Path(log.name).read_text()}\n{words}")
+            raise AssertionError(f"fooddx serve did not start:\n{terminal.read_text()}\n{words}")
         time.sleep(0.1)
     return Running(
-        f"http://127.0.0.1:{port}", (data_dir / "api_key").read_text().strip(), data_dir, process
+        f"http://127.0.0.1:{port}",
+        (data_dir / "api_key").read_text().strip(),
+        data_dir,
+        int(environment["FOODDX_METRICS_PORT"]),
+        process,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the tests need beside the lock: a browser, and files that are fetched once. ``python -m tests.setup``."""
+"""What the tests need beside the lock: a browser, and images fetched once. ``python -m tests.setup``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from rich.console import Console
 
 from tests import corpus
+from tests.chromium import find_chromium
 
 CONSOLE = Console(stderr=True)
 
@@ -22,18 +23,16 @@ def main() -> int:
 
 def _chromium() -> bool:
     """Chromium: the one that is there, Debian's as root, else the one Playwright downloads."""
-    from tests.browser.conftest import find_chromium
-
     if find_chromium():
         return True
     if os.geteuid() == 0 and shutil.which("apt-get"):
         CONSOLE.print("Installing Chromium for the browser tests")
         for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
             subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
-    if not find_chromium():
-        CONSOLE.print("Downloading Chromium for the browser tests")
-        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
-    if not find_chromium():
+        if find_chromium():
+            return True
+    CONSOLE.print("Downloading Chromium for the browser tests")
+    if subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False).returncode:
         CONSOLE.print("[red]No Chromium:[/] install it, or name one in the variable CHROMIUM")
         return False
     return True

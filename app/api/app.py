@@ -20,9 +20,10 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.api.requests import RequestIdMiddleware
+from app.api.examples import BY_SCHEMA
+from app.api.requests import RequestMiddleware
 from app.api.routes import health, router
-from app.schemas import Problem, ScoreByKey
+from app.schemas import Problem, ReviewIn, ScoreByKey, UploadIn
 from app.service import Service
 
 _PAGE_POLICY = (
@@ -37,8 +38,12 @@ _DESCRIPTION = (
 )
 
 
-def create_app(service: Service) -> FastAPI:
-    """All routes over ``service``, which is closed with the application."""
+def create_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
+    """All routes over ``service``, which is closed with the application.
+
+    Ray Serve wraps an application in a middleware that sends X-Request-Id back; ``behind_serve`` leaves that
+    header to it, so that it comes once.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -48,6 +53,8 @@ def create_app(service: Service) -> FastAPI:
     api = FastAPI(
         title="FoodDX", version=version("fooddx"), description=_DESCRIPTION, docs_url=None, redoc_url=None,
         lifespan=lifespan,
+        # Where TLS ends before us a redirect would name http://, and send the API key in the clear.
+        redirect_slashes=False,
     )  # fmt: skip
     api.state.service = service
     api.include_router(router)
@@ -63,7 +70,7 @@ def create_app(service: Service) -> FastAPI:
 
     api.mount("/static", StaticFiles(directory=web), name="static")
     api.add_middleware(_SecurityHeaders)
-    api.add_middleware(RequestIdMiddleware)
+    api.add_middleware(RequestMiddleware, echo=not behind_serve)
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign]
     return api
 
@@ -100,9 +107,11 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
             title=api.title, version=api.version, description=api.description, routes=api.routes
         )
         schemas = schema["components"]["schemas"]
-        for model in (Problem, ScoreByKey):
+        for model in (Problem, ReviewIn, ScoreByKey, UploadIn):
             own = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
+        for name, example in BY_SCHEMA.items():  # not by FastAPI, which would leave out what is null in them
+            schemas[name]["examples"] = [example]
         schema["components"]["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
             for operation in operations.values():

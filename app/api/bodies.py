@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
@@ -18,7 +21,10 @@ from app.schemas import Profile
 
 # A profile is a few words; the largest that the schema admits is far below this.
 _LARGEST_PROFILE = 16 * 1024
+# What a form may hold beside the photo: the profile, boundaries and the headers of two parts.
+_LARGEST_FRAMING = _LARGEST_PROFILE + 4096
 _LARGEST_JSON = 64 * 1024
+_LENGTH = re.compile(r"[0-9]{1,20}")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -49,33 +55,55 @@ async def read_photo(request: Request, *, max_bytes: int, timeout_s: float) -> P
         InvalidRequest: multipart that cannot be parsed, or without an image.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    multipart = kind == b"multipart/form-data"
-    limit = max_bytes + (_LARGEST_PROFILE + 4096 if multipart else 0)
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(max_bytes)
+    async with _arriving("photo", timeout_s):
+        if kind == b"multipart/form-data":
+            return await _read_multipart(request, options.get(b"boundary", b""), max_bytes)
+        digest = hashlib.sha256()
+        chunks = []
+        async for chunk in _stream(request, max_bytes, _too_large(max_bytes)):
+            digest.update(chunk)
+            chunks.append(chunk)
+        return PhotoBody(b"".join(chunks), digest.hexdigest(), Profile())
+
+
+async def read_model(request: Request, model: type[M], *, timeout_s: float) -> M:
+    """Read a small JSON body as ``model``.
+
+    Raises:
+        BodyTooLarge, BodyTimeout, InvalidRequest: as for a photo.
+        InvalidField: it is not JSON, or not a ``model``.
+    """
+    too_large = BodyTooLarge(f"The body may have at most {_LARGEST_JSON // 1024} KiB.")
+    async with _arriving("body", timeout_s):
+        body = b"".join([chunk async for chunk in _stream(request, _LARGEST_JSON, too_large)])
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise _invalid(error, "body") from None
+
+
+@asynccontextmanager
+async def _arriving(what: str, timeout_s: float) -> AsyncIterator[None]:
+    """What the network does to a body, as errors of ours."""
     try:
         async with asyncio.timeout(timeout_s):
-            if multipart:
-                return await _read_multipart(request, options.get(b"boundary", b""), max_bytes)
-            return await _read_raw(request, max_bytes)
+            yield
     except TimeoutError:
-        raise BodyTimeout(f"The photo must arrive within {timeout_s:g} seconds.") from None
+        raise BodyTimeout(f"The {what} must arrive within {timeout_s:g} seconds.") from None
     except ClientDisconnect:
-        raise InvalidRequest("The connection closed before the photo was complete.") from None
+        raise InvalidRequest(f"The connection closed before the {what} was complete.") from None
 
 
-async def _read_raw(request: Request, max_bytes: int) -> PhotoBody:
-    digest = hashlib.sha256()
-    chunks: list[bytes] = []
+async def _stream(request: Request, limit: int, too_large: BodyTooLarge) -> AsyncIterator[bytes]:
+    declared = request.headers.get("content-length", "")
+    if _LENGTH.fullmatch(declared) and int(declared) > limit:
+        raise too_large
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        digest.update(chunk)
-        chunks.append(chunk)
-    return PhotoBody(b"".join(chunks), digest.hexdigest(), Profile())
+        if size > limit:
+            raise too_large
+        yield chunk
 
 
 class _Form:
@@ -140,10 +168,10 @@ async def _read_multipart(request: Request, boundary: bytes, max_bytes: int) -> 
                 "on_end": on_end,
             },
         )
-        async for chunk in request.stream():
+        async for chunk in _stream(request, max_bytes + _LARGEST_FRAMING, _too_large(max_bytes)):
             parser.write(chunk)
         parser.finalize()
-    except MultipartParseError:
+    except FormParserError:
         raise InvalidRequest("The multipart body cannot be parsed.") from None
     if not ended or "image" not in form.parts:
         raise InvalidRequest("The form must hold an 'image' and be complete.")
@@ -152,22 +180,10 @@ async def _read_multipart(request: Request, boundary: bytes, max_bytes: int) -> 
     return PhotoBody(data, hashlib.sha256(data).hexdigest(), profile)
 
 
-async def read_model(request: Request, model: type[M], *, timeout_s: float) -> M:
-    """Read a small JSON body as ``model``."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            body = await _read_raw(request, _LARGEST_JSON)
-        return model.model_validate_json(body.data)
-    except TimeoutError:
-        raise BodyTimeout from None
-    except ValidationError as error:
-        raise _invalid(error) from None
-
-
-def _invalid(error: ValidationError, *prefix: str) -> InvalidField:
+def _invalid(error: ValidationError, whole: str) -> InvalidField:
     # Only where and why: the value itself may be somebody's name.
     return InvalidField(
-        "; ".join(f"{'.'.join((*prefix, *map(str, e['loc'])))}: {e['msg']}" for e in error.errors())
+        "; ".join(f"{'.'.join((whole, *map(str, e['loc'])))}: {e['msg']}" for e in error.errors())
     )
 
 

@@ -1,4 +1,4 @@
-"""The examples in the OpenAPI page: one real answer, and a profile."""
+"""The examples in the OpenAPI page: one real answer, and what goes in and comes out around it."""
 
 from __future__ import annotations
 
@@ -33,4 +33,53 @@ RESULT: dict[str, Any] = {
     "user": "ana",
     "review": None,
     "created_at": "2026-11-21T12:00:00.000000Z",
+}
+
+DIARY: dict[str, Any] = {
+    "user": "ana",
+    "items": [RESULT],
+    "days": [{"date": "2026-11-21", "photos": 1, "scored": 1, "score_mean": 2.0}],
+    "next_cursor": None,
+}
+
+UNSURE: dict[str, Any] = RESULT | {
+    "status": "needs_review",
+    "score": None,
+    "score_mean": 3.1,
+    "score_probabilities": [0.28, 0.14, 0.09, 0.18, 0.31],
+    "dishes": [{"name": "pizza", "probability": 0.34}, {"name": "salad", "probability": 0.31}],
+}
+
+REVIEW_QUEUE: dict[str, Any] = {"items": [UNSURE], "next_cursor": None}
+
+REVIEW_IN: dict[str, Any] = {"score": 4, "comment": "A salad with croutons.", "reviewer": "dr-lee"}
+
+SCORE_BY_KEY: dict[str, Any] = {"key": "inbox/lunch.jpg", "profile": {"user": "ana", "goals": ["less-salt"]}}
+
+UPLOAD_IN: dict[str, Any] = {"media_type": "image/jpeg", "bytes": 1415302}
+
+MODELS: dict[str, Any] = {
+    "serving": {"name": "imagenet-lite0", "version": "1"},
+    "models": [
+        {
+            "name": "imagenet-lite0",
+            "version": "1",
+            "backbone": "tf_efficientnet_lite0",
+            "licence": "Apache-2.0",
+            "input_size": 224,
+            "labels": 1000,
+            "foods": ["banana", "espresso", "pizza"],
+            "thresholds": {"food": 0.15, "review": 1.0, "dish": 0.05, "dishes": 5},
+        }
+    ],
+}
+
+BY_SCHEMA = {
+    "Result": RESULT,
+    "Diary": DIARY,
+    "ReviewQueue": REVIEW_QUEUE,
+    "ReviewIn": REVIEW_IN,
+    "ScoreByKey": SCORE_BY_KEY,
+    "UploadIn": UPLOAD_IN,
+    "Models": MODELS,
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.requests import request_id_of
 from app.errors import (
@@ -24,13 +26,15 @@ from app.schemas import Problem
 from app.telemetry import Meter, logger
 
 MEDIA_TYPE = "application/problem+json"
+_RETRY_AFTER_S = 1.0
 
 
 def problem(error: FoodDXError, request_id: str) -> Response:
     """The answer for ``error``."""
     headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.retryable:
+        wait_s = _RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="fooddx"'
     body = Problem(
@@ -52,24 +56,57 @@ def install(app: FastAPI, meter: Meter) -> None:
         return problem(error, request_id_of(request))
 
     @app.exception_handler(FoodDXError)
-    def ours(request: Request, error: FoodDXError) -> Response:
+    async def ours(request: Request, error: FoodDXError) -> Response:
         return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         # Only where and why: the value itself may be somebody's name.
         words = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
         return answer(request, InvalidField(words))
 
     @app.exception_handler(HTTPException)
-    def http(request: Request, error: HTTPException) -> Response:
+    async def http(request: Request, error: HTTPException) -> Response:
         kinds: dict[int, FoodDXError] = {404: NotFound("No such path."), 405: MethodNotAllowed()}
-        return answer(request, kinds.get(error.status_code) or InvalidRequest(str(error.detail)))
+        response = answer(request, kinds.get(error.status_code) or InvalidRequest(str(error.detail)))
+        response.headers.update(error.headers or {})  # a 405 names the methods that are allowed
+        return response
 
-    @app.exception_handler(Exception)
     def unplanned(request: Request, error: Exception) -> Response:
         logger.error("unplanned error", exc_info=error, extra={"request_id": request_id_of(request)})
         return answer(request, FoodDXError())
+
+    app.add_middleware(_LastResort, answer=unplanned)
+
+
+class _LastResort:
+    """Answers an error that nobody planned for.
+
+    A handler for Exception would run outside every middleware, and its answer would lack their headers.
+    """
+
+    def __init__(self, inner: ASGIApp, answer: Callable[[Request, Exception], Response]) -> None:
+        self._inner = inner
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._inner(scope, receive, watched)
+        except Exception as error:
+            response = self._answer(Request(scope), error)
+            if started:
+                raise  # the server closes the connection: half an answer must not look whole
+            await response(scope, receive, send)
 
 
 def responses(*errors: type[FoodDXError]) -> dict[int | str, dict[str, Any]]:

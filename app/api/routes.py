@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 
 from app.api import bodies
-from app.api.examples import PROFILE, RESULT
+from app.api.examples import PROFILE
 from app.api.problems import responses, with_subclasses
-from app.api.requests import Tenant, budget_s, idempotency_key, request_id_of
+from app.api.requests import Tenant, budget_s, idempotency_key, request_id_of, stages_of
 from app.errors import (
     AlreadyDecided,
     BadImage,
@@ -33,7 +35,7 @@ from app.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
-from app.pipeline import Photo, Stages
+from app.pipeline import Photo
 from app.schemas import Diary, Models, Result, ReviewIn, ReviewQueue, ScoreByKey, UploadIn, UserId
 from app.service import Service
 from app.telemetry import STAGES, logger
@@ -73,13 +75,28 @@ _SCORE_BODY: dict[str, Any] = {
 }
 
 
+# What any route may answer that reads a body.
+_BODY = (InvalidRequest, BodyTimeout, BodyTooLarge, InvalidField)
+
+
+def _json_body(model: type[BaseModel]) -> dict[str, Any]:
+    # Read by us and not by FastAPI, which would take any length, and before it asks for an API key.
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
+
+
+def _answers(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {_JSON: {"example": example}}}}
+
+
+@functools.cache
+def _timezones() -> frozenset[str]:
+    return frozenset(available_timezones())  # looks through some 600 files
+
+
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
-
-
-def _server_timing(stages: Stages) -> str:
-    return ", ".join(f"{s};dur={stages.seconds[s] * 1000:.1f}" for s in STAGES if s in stages.seconds)
 
 
 @router.post(
@@ -91,7 +108,6 @@ def _server_timing(stages: Stages) -> str:
         200: {
             "model": Result,
             "description": "The photo is stored and the result is written",
-            "content": {_JSON: {"example": RESULT}},
             "headers": {
                 "Server-Timing": {
                     "schema": {"type": "string"},
@@ -100,7 +116,7 @@ def _server_timing(stages: Stages) -> str:
             },
         },
         **responses(
-            InvalidRequest, BodyTimeout, IdempotencyKeyReused, IdempotencyInFlight, BodyTooLarge,
+            InvalidRequest, NotFound, BodyTimeout, IdempotencyKeyReused, IdempotencyInFlight, BodyTooLarge,
             UnsupportedMediaType, InvalidField, *with_subclasses(BadImage), Overloaded, NeedsObjectStorage,
             ResultsUnavailable, ImagesUnavailable, ScorerUnavailable, DeadlineExceeded,
         ),
@@ -108,7 +124,7 @@ def _server_timing(stages: Stages) -> str:
 )  # fmt: skip
 async def score(
     request: Request,
-    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    tenant: Tenant,
     key: Annotated[str | None, Header(alias="Idempotency-Key", description="Makes a retry safe")] = None,
     budget: Annotated[str | None, Header(alias="X-Budget-Ms", description="Wait at most this long")] = None,
 ) -> Response:
@@ -117,10 +133,7 @@ async def score(
     The same bytes are scored once: a duplicate gets the stored probabilities and a fresh tip. `Prefer:
     respond-async` is accepted and ignored, as RFC 7240 allows: the answer comes within the budget anyway.
     """
-    service = _service(request)
-    stages = Stages()
-    with stages.timed("auth"):
-        tenant = service.tenant(authorization)
+    service, stages = _service(request), stages_of(request)
     checked_key, budget_seconds = idempotency_key(key), budget_s(budget)
     settings = service.settings
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON:
@@ -144,7 +157,7 @@ async def score(
             "stages_ms": {stage: round(s * 1000, 1) for stage, s in stages.seconds.items()},
         },
     )
-    return Response(answer, media_type=_JSON, headers={"Server-Timing": _server_timing(stages)})
+    return Response(answer, media_type=_JSON)
 
 
 @router.get(
@@ -162,7 +175,7 @@ async def diary(
     timezone: Annotated[str, Query(description="IANA name; where the user's days begin")] = "UTC",
 ) -> Diary:
     """A page of results, newest first, with the mean score of each day on it."""
-    if timezone not in available_timezones():
+    if timezone not in _timezones():
         raise InvalidField("timezone: an IANA name such as Europe/Madrid.")
     return await _service(request).records.diary(tenant, user, cursor, limit, ZoneInfo(timezone))
 
@@ -232,10 +245,12 @@ async def reviews(request: Request, tenant: Tenant, cursor: Cursor = None, limit
     "/scores/{result_id}/review",
     tags=["reviews"],
     summary="Review a result",
-    responses={**_ONE, **responses(AlreadyDecided)},
+    openapi_extra=_json_body(ReviewIn),
+    responses=responses(*_BODY, NotFound, AlreadyDecided, ResultsUnavailable),
 )
-async def review(request: Request, tenant: Tenant, result_id: ResultId, given: ReviewIn) -> Result:
+async def review(request: Request, tenant: Tenant, result_id: ResultId) -> Result:
     """A nutritionist's score and words; the result counts as scored from then on."""
+    given = await bodies.read_model(request, ReviewIn, timeout_s=_service(request).settings.body_timeout_s)
     return await _service(request).records.review(tenant, result_id, given)
 
 
@@ -244,10 +259,12 @@ async def review(request: Request, tenant: Tenant, result_id: ResultId, given: R
     tags=["scores"],
     summary="A presigned upload",
     response_model=None,
-    responses=responses(InvalidField, NeedsObjectStorage),
+    openapi_extra=_json_body(UploadIn),
+    responses=responses(*_BODY, NeedsObjectStorage),
 )
-async def uploads(request: Request, tenant: Tenant, wanted: UploadIn) -> Response:
+async def uploads(request: Request, tenant: Tenant) -> Response:
     """An id and a presigned upload to the bucket; needs S3 as the object store."""
+    await bodies.read_model(request, UploadIn, timeout_s=_service(request).settings.body_timeout_s)
     raise NeedsObjectStorage("Presigned uploads need S3 as the object store; send the photo to /v1/scores.")
 
 
@@ -257,14 +274,19 @@ async def models(request: Request, tenant: Tenant) -> Models:
     return _service(request).models()
 
 
-@health.get("/healthz", summary="Alive")
+@health.get("/healthz", summary="Alive", responses=_answers({"status": "alive"}))
 async def healthz() -> JSONResponse:
     """200 while this process answers."""
     return JSONResponse({"status": "alive"})
 
 
 @health.get(
-    "/readyz", summary="Ready", responses=responses(ResultsUnavailable, ImagesUnavailable, ScorerUnavailable)
+    "/readyz",
+    summary="Ready",
+    responses={
+        **_answers({"status": "ready"}),
+        **responses(ResultsUnavailable, ImagesUnavailable, ScorerUnavailable),
+    },
 )
 async def readyz(request: Request) -> JSONResponse:
     """200 when a photo could be scored now: models loaded, both stores take writes."""

@@ -35,7 +35,7 @@ class IngressConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    thresholds: Mapping[str, float] = {}
+    thresholds: Mapping[str, int | float] = {}
 
 
 @serve.ingress()
@@ -60,7 +60,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application, made once the replica is."""
-        api: FastAPI = create_app(self._service)
+        api: FastAPI = create_app(self._service, behind_serve=True)
         return api
 
     def _describe(self) -> Models:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +50,10 @@ class CudaEngine:
 
     def warm_up(self, max_batch: int) -> None:
         """Run every bucket that batches up to ``max_batch`` fall into."""
-        for bucket in (*takewhile(lambda size: size < max_batch, BUCKETS), min(max_batch, BUCKETS[-1])):
+        for bucket in BUCKETS:
             self.predict(np.zeros((bucket, self.input_size, self.input_size, 3), np.uint8))
+            if bucket >= max_batch:
+                break
 
     @torch.inference_mode()
     def _infer(self, pixels: Pixels) -> Probabilities:

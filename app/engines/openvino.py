@@ -48,10 +48,11 @@ class OpenVinoEngine:
             options["INFERENCE_PRECISION_HINT"] = precision
         try:
             compiled = openvino.Core().compile_model(artefacts / "model.xml", "CPU", options)
-            self._queue = openvino.AsyncInferQueue(compiled, threads)
+            # Not AsyncInferQueue: its Python callback is released on a thread that the destructor waits for
+            # while holding the GIL, and once in a while neither ever gets on.
+            self._requests = [compiled.create_infer_request() for _ in range(threads)]
         except RuntimeError as error:
             raise EngineError(f"{self.name}: OpenVINO cannot load the model: {error}") from error
-        self._queue.set_callback(_keep)
         run_self_test(self, artefacts)
 
     def predict(self, pixels: Pixels) -> Probabilities:
@@ -59,16 +60,16 @@ class OpenVinoEngine:
         check_pixels(pixels, self.input_size)
         logits = np.empty((len(pixels), self._manifest.logits), np.float32)
         try:
-            for index in range(len(pixels)):
-                self._queue.start_async({0: pixels[index : index + 1]}, logits[index])
-            self._queue.wait_all()
+            for start in range(0, len(pixels), len(self._requests)):
+                # The last group may be smaller; zip ends with it.
+                for request, photo in zip(self._requests, pixels[start:], strict=False):
+                    request.start_async({0: photo[None]})
+                for request, row in zip(self._requests, logits[start:], strict=False):
+                    request.wait()
+                    row[:] = request.get_output_tensor(0).data[0]
         except RuntimeError as error:
             raise EngineError(f"{self.name}: inference failed: {error}") from error
         return probabilities(logits, self._manifest.heads, self._manifest.temperature)
 
     def warm_up(self, max_batch: int) -> None:
         """Nothing to do: the self-test ran the only shape there is."""
-
-
-def _keep(request: openvino.InferRequest, row: Probabilities) -> None:
-    row[:] = request.get_output_tensor(0).data[0]

@@ -1,6 +1,9 @@
--- Sweep: take a photo whose claim ran out (its process died) and that no result refers to.
+-- Sweep: take a photo whose claim ran out (its process died) and that no result refers to. 'done': another
+-- sweep was first.
 -- KEYS: claim, refs, pending   ARGV: 1 token, 2 sha256, 3 claim ms
-if redis.call('EXISTS', KEYS[1]) == 1 then return {'busy'} end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return {'busy'} end
+if not redis.call('ZSCORE', KEYS[3], ARGV[2]) then return {'done'} end
 if redis.call('SCARD', KEYS[2]) > 0 then
   redis.call('ZREM', KEYS[3], ARGV[2])
   return {'kept'}

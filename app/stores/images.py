@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,24 @@ def image_key(tenant: str, sha256: str) -> str:
     return f"{tenant}/{sha256[:2]}/{sha256}"
 
 
+def _sync(path: Path, root: Path) -> None:
+    """Force a file and the folders above it, up to ``root``, to the disk; the object store does not."""
+    for step in (path, *path.parents):
+        handle = os.open(step, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if step == root:
+            return
+
+
 class ImageStore:
     """Put, get and delete photos by key. Every failure of the store is ImagesUnavailable."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
         self._store = store
+        self._folder = folder
 
     @classmethod
     def at(cls, location: str) -> ImageStore:
@@ -33,12 +48,14 @@ class ImageStore:
             Path(location).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ImagesUnavailable(f"The photo folder cannot be made: {error.strerror}") from error
-        return cls(LocalStore(prefix=location, automatic_cleanup=True))
+        return cls(LocalStore(prefix=location, automatic_cleanup=True), Path(location))
 
     async def put(self, key: str, data: bytes) -> None:
-        """Write ``data``; when this returns, a reader sees all of it or, had it failed, none."""
+        """Write ``data``. It is all there or not at all, and when this returns it survives a power cut."""
         try:
             await obstore.put_async(self._store, key, data)
+            if self._folder:
+                await asyncio.to_thread(_sync, self._folder / key, self._folder)
         except (BaseError, OSError) as error:
             raise ImagesUnavailable from error
 

@@ -25,20 +25,21 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's own
 
 from app.errors import ResultsUnavailable
 
 _SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt")
 _SOCKET_TIMEOUT_S: Final = 0.5
 _POOL_SIZE: Final = 64
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +98,19 @@ class Record:
 
 
 class ResultStore:
-    """The results of all tenants. Any failure of the server is ResultsUnavailable, within a second."""
+    """The results of all tenants. Any failure of the server is ResultsUnavailable, in about a second."""
 
     def __init__(self, url: str, *, dedupe_ms: int, idempotency_ms: int, claim_ms: int) -> None:
-        self._client = redis.Redis(
-            connection_pool=redis.BlockingConnectionPool.from_url(
+        self._client = redis.Redis.from_pool(
+            redis.BlockingConnectionPool.from_url(
                 url,
                 max_connections=_POOL_SIZE,
                 timeout=_SOCKET_TIMEOUT_S,
                 socket_timeout=_SOCKET_TIMEOUT_S,
                 socket_connect_timeout=_SOCKET_TIMEOUT_S,
-                # Every script may run twice with the same outcome, so one retry is safe.
-                retry=Retry(ConstantBackoff(0.01), 1),
+                # A server that was restarted has dropped its connections. Every script may run twice with the
+                # same outcome, so one retry is safe. After a time-out there would be no budget left for one.
+                retry=Retry(ConstantBackoff(0.01), 1, (ConnectionError,)),
             )
         )
         self._dedupe_ms = dedupe_ms
@@ -167,20 +169,16 @@ class ResultStore:
         )  # fmt: skip
         return cast(Any, answer[0].decode()), answer[1] if len(answer) > 1 else b""
 
-    async def abandon(self, ticket: Ticket, *, stored: bool) -> bool:
-        """Give up a claim.
-
-        Args:
-            ticket: the request that fails.
-            stored: whether its photo may already be in the object store.
+    async def abandon(self, ticket: Ticket) -> bool:
+        """Give up what a request that fails has claimed, if anything: the photo, its Idempotency-Key.
 
         Returns:
-            True when the caller must now delete the photo and then call release.
+            True when the caller must now delete the photo, stored or not, and then call release.
         """
         key = _keys(ticket.tenant)
         sha = ticket.sha256
         keys = [key.idem(ticket.idempotency_key), key.claim(sha), key.refs(sha), key.pending]
-        answer = await self._run("abandon", keys, [ticket.token, sha, "1" if stored else "", self._claim_ms])
+        answer = await self._run("abandon", keys, [ticket.token, sha, self._claim_ms])
         return answer[0] == b"orphan"
 
     async def release(self, tenant: str, sha256: str, token: str) -> None:
@@ -210,10 +208,9 @@ class ResultStore:
             await self._client.zrem(_keys(tenant).diary(user), result_id)
 
     async def forget_user(self, tenant: str, user: str) -> None:
-        """Delete what is kept of a user beside their results."""
-        key = _keys(tenant)
+        """Delete what is kept of a user beside their results; an empty diary is gone by itself."""
         async with _reachable():
-            await self._client.delete(key.diary(user), key.tip(user))
+            await self._client.delete(_keys(tenant).tip(user))
 
     async def stale_claims(self, tenant: str, before: datetime, limit: int = 100) -> list[str]:
         """Photos claimed before ``before`` and never finished."""
@@ -283,7 +280,7 @@ class ResultStore:
 
 def id_floor(moment: datetime) -> str:
     """The least UUIDv7 of a moment (RFC 9562: its first 48 bits are Unix milliseconds)."""
-    return str(uuid.UUID(int=int(moment.timestamp() * 1000) << 80))
+    return str(uuid.UUID(int=(moment - _EPOCH) // timedelta(milliseconds=1) << 80))
 
 
 @contextlib.asynccontextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,16 @@ def ensure_api_key(data_dir: Path) -> str:
     """The key in the data folder, made at the first call and readable by its owner only."""
     path = data_dir / "api_key"
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    api_key = f"fdx_{secrets.token_urlsafe(24)}"
-    with os.fdopen(handle, "w") as file:
-        file.write(api_key + "\n")
-    return api_key
+    if not path.exists():
+        with tempfile.NamedTemporaryFile(
+            "w", dir=data_dir, prefix=".api_key-"
+        ) as file:  # made with mode 0600
+            file.write(f"fdx_{secrets.token_urlsafe(24)}\n")
+            file.flush()
+            # A link appears with its content or, where another process was first, not at all.
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)
+    return path.read_text().strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,15 @@ violation of the Content-Security-Policy, and no request to any other origin.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+from tests.chromium import find_chromium
 
 FLAGS = [
     "--no-sandbox",  # root in a container has no user namespace to put a sandbox in
@@ -30,23 +29,16 @@ FLAGS = [
 ]
 
 
-def _executable(bundled: str) -> str:
-    for candidate in (os.environ.get("CHROMIUM"), shutil.which("chromium"), bundled):
-        if candidate and Path(candidate).is_file():
-            return candidate
-    pytest.fail(
-        "no Chromium found: run `playwright install chromium`, or name one in CHROMIUM",
-        pytrace=False,
-    )
-
-
 @pytest.fixture(
     scope="module"
 )  # not session: Playwright's event loop would run on under everybody's asyncio.run
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium
-        browser = chromium.launch(executable_path=_executable(chromium.executable_path), args=FLAGS)
+        executable = find_chromium(chromium.executable_path)
+        if executable is None:
+            pytest.fail("no Chromium: `make test` installs it, or name one in CHROMIUM", pytrace=False)
+        browser = chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()
 

@@ -1,0 +1,234 @@
+"""The client over a real socket: safe retries, errors in words, and never a stack trace for a wrong URL."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from app.api.app import create_app
+from app.client import Client, Outcome, ServiceError
+from tests.conftest import API_KEY
+from tests.loopback import serving
+from tests.photos import coffee_jpeg
+
+SCORED = {"id": "1", "status": "scored", "score": 4}
+
+
+def problem(status: int, code: str, retry_after: str | None = None) -> Response:
+    body = {"detail": "In words.", "code": code, "request_id": "r1"}
+    return JSONResponse(body, status, {"Retry-After": retry_after} if retry_after else None)
+
+
+class Scripted:
+    """Answers requests with these responses in turn, and keeps what was sent."""
+
+    def __init__(self, *responses: Response) -> None:
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self._responses = list(responses)
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            for answer in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{answer}.complete"})
+            return
+        request = Request(scope, receive)
+        self.requests.append((request.url.path, dict(request.headers), await request.body()))
+        response = self._responses.pop(0) if len(self._responses) > 1 else self._responses[0]
+        await response(scope, receive, send)
+
+    @property
+    def idempotency_keys(self) -> list[str]:
+        return [headers["idempotency-key"] for _, headers, _ in self.requests]
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The seconds the client waits between tries, which pass at once."""
+    found: list[float] = []
+    monkeypatch.setattr("app.client.time.sleep", found.append)
+    return found
+
+
+@pytest.fixture
+def client_of():
+    """A client of a server that answers as scripted."""
+    with ExitStack() as stack:
+
+        def make(app) -> Client:
+            url = stack.enter_context(serving(lambda: app))
+            return stack.enter_context(Client(url, API_KEY))
+
+        yield make
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    path = tmp_path / "lunch.jpg"
+    path.write_bytes(coffee_jpeg())
+    return path
+
+
+def score(client: Client, *photos: Path, profile: str | None = None, parallel: int = 1) -> list[Outcome]:
+    return client.score_all(photos, profile, parallel, done=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (429, "overloaded"),
+        (503, "scorer_unavailable"),
+        (504, "deadline_exceeded"),
+        (409, "idempotency_in_flight"),
+    ],
+)
+def test_a_retry_waits_as_told_and_carries_the_same_key(client_of, photo, waits, status, code):
+    server = Scripted(problem(status, code, "2"), problem(status, code, "1"), JSONResponse(SCORED))
+    (outcome,) = score(client_of(server), photo)
+    assert outcome.result == SCORED
+    assert outcome.error is None
+    assert waits == [2.0, 1.0]
+    assert len(server.requests) == 3
+    assert len(set(server.idempotency_keys)) == 1
+    assert {body for _, _, body in server.requests} == {photo.read_bytes()}
+
+
+def test_every_photo_has_a_key_of_its_own(client_of, photo):
+    server = Scripted(JSONResponse(SCORED))
+    score(client_of(server), photo, photo, photo)
+    assert len(set(server.idempotency_keys)) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        problem(409, "idempotency_key_reused"),
+        problem(422, "image_truncated"),
+        problem(413, "body_too_large"),
+        problem(401, "unauthenticated"),
+        problem(500, "internal"),
+        problem(503, "results_unavailable"),
+    ],
+)
+def test_what_a_retry_cannot_help_is_not_retried(client_of, photo, waits, answer):
+    server = Scripted(answer)
+    (outcome,) = score(client_of(server), photo)
+    assert outcome.result is None
+    assert outcome.error.startswith("In words. (")
+    assert outcome.error.endswith(", request r1)")
+    assert len(server.requests) == 1
+    assert waits == []
+
+
+def test_a_service_that_stays_full_is_given_up(client_of, photo, waits):
+    server = Scripted(problem(429, "overloaded", "1"))
+    (outcome,) = score(client_of(server), photo)
+    assert outcome.error == "In words. (overloaded, request r1)"
+    assert len(server.requests) == 5
+    assert waits == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "waited"),
+    [("3600", 10.0), ("0", 0.0), ("-1", 0.0), ("0.5", 0.5), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0)],
+)
+def test_any_retry_after_is_understood_and_bounded(client_of, photo, waits, retry_after, waited):
+    (outcome,) = score(client_of(Scripted(problem(503, "x", retry_after), JSONResponse(SCORED))), photo)
+    assert outcome.result == SCORED
+    assert waits == [waited]
+
+
+def test_an_error_of_a_proxy_is_told_by_its_number(client_of, photo):
+    (outcome,) = score(client_of(Scripted(PlainTextResponse("<h1>Bad Gateway</h1>", 502))), photo)
+    assert outcome.error == "HTTP 502"
+
+
+@pytest.mark.parametrize("answer", [PlainTextResponse("hello"), JSONResponse([1])])
+def test_another_server_is_recognised(client_of, photo, answer):
+    client = client_of(Scripted(answer))
+    for ask in (client.models, lambda: score(client, photo)):
+        with pytest.raises(ServiceError, match="is not FoodDX"):
+            ask()
+
+
+def test_a_photo_goes_as_it_is_and_without_its_name(client_of, photo):
+    server = Scripted(JSONResponse(SCORED))
+    client = client_of(server)
+    score(client, photo)
+    score(client, photo, profile='{"user": "ana"}')
+    (path, headers, raw), (_, _, form) = server.requests
+    assert path == "/v1/scores"
+    assert headers["authorization"] == f"Bearer {API_KEY}"
+    assert raw == photo.read_bytes()
+    assert photo.read_bytes() in form
+    assert b'{"user": "ana"}' in form
+    assert b"lunch" not in form
+
+
+def test_outcomes_keep_the_order_of_the_photos(make_local, tmp_path):
+    photos = [tmp_path / f"{number}.jpg" for number in range(6)]
+    for number, path in enumerate(photos):
+        path.write_bytes(coffee_jpeg(64, 48, quality=70 + number) if number != 2 else b"no photo")
+    done = []
+    with serving(lambda: create_app(make_local().service)) as url, Client(url, API_KEY) as client:
+        outcomes = client.score_all(photos, None, 3, done=lambda: done.append(1))
+    assert [outcome.photo for outcome in outcomes] == photos
+    assert len(done) == 6
+    sizes = [outcome.result and outcome.result["image"]["bytes"] for outcome in outcomes]
+    assert sizes == [None if path.name == "2.jpg" else path.stat().st_size for path in photos]
+    assert "unsupported_media_type" in outcomes[2].error
+
+
+def test_a_photo_over_the_cap_is_told_so(make_local, photo):
+    with serving(lambda: create_app(make_local(max_body_bytes=1024).service)) as url:
+        with Client(url, API_KEY) as client:
+            (outcome,) = score(client, photo)
+    assert "body_too_large" in outcome.error
+
+
+def test_a_photo_that_cannot_be_read_is_told_and_the_others_are_scored(client_of, photo, tmp_path):
+    missing, good = score(client_of(Scripted(JSONResponse(SCORED))), tmp_path / "missing.jpg", photo)
+    assert missing.error == "cannot be read: No such file or directory"
+    assert missing.milliseconds is None
+    assert good.result == SCORED
+
+
+def test_a_service_that_is_not_there_is_tried_for_a_while(photo, waits):
+    with Client("http://127.0.0.1:9", API_KEY) as client, pytest.raises(ServiceError, match="is it running"):
+        score(client, photo)
+    assert len(waits) == 4
+
+
+@pytest.mark.parametrize("url", ["", "fooddx", "ftp://127.0.0.1", "http://[", "http://a:b", "127.0.0.1:8000"])
+def test_a_wrong_url_is_told_at_once(url, waits):
+    with pytest.raises(ServiceError, match="not a"):
+        Client(url, API_KEY)
+    assert waits == []
+
+
+def test_a_wrong_key_is_told(make_local, photo):
+    with pytest.raises(ServiceError, match="no key has"):
+        Client("http://127.0.0.1:9", "ключ")
+    with serving(lambda: create_app(make_local().service)) as url, Client(url, "fdx_wrong") as client:
+        assert "unauthenticated" in score(client, photo)[0].error
+        with pytest.raises(ServiceError, match="unauthenticated"):
+            client.models()
+
+
+def test_the_key_is_this_machine_s_where_none_is_given(client_of, photo, tmp_path, monkeypatch):
+    server = Scripted(JSONResponse(SCORED))
+    url = str(client_of(server)._http.base_url)
+    monkeypatch.delenv("FOODDX_API_KEY", raising=False)
+    monkeypatch.setenv("FOODDX_DATA_DIR", str(tmp_path))
+    with pytest.raises(ServiceError, match="no API key"):
+        Client(url)
+    (tmp_path / "api_key").write_text("fdx_in-the-data-folder-0123456789\n")
+    with Client(url) as client:
+        score(client, photo)
+    monkeypatch.setenv("FOODDX_API_KEY", "fdx_in-the-environment-0123456789")
+    with Client(url) as client:
+        score(client, photo)
+    keys = [headers["authorization"] for _, headers, _ in server.requests]
+    assert keys == ["Bearer fdx_in-the-data-folder-0123456789", "Bearer fdx_in-the-environment-0123456789"]
