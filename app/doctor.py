@@ -132,8 +132,6 @@ def _results(settings: Settings) -> Finding:
             return Finding("result store", True, words)
     except (redis.RedisError, EmbeddedStoreError, OSError) as error:
         return Finding("result store", False, str(error), "start Redis, or correct or unset FOODDX_REDIS_URL")
-    except ValueError:  # its text may quote a part of the password
-        return Finding("result store", False, "not a usable URL", "correct or unset FOODDX_REDIS_URL")
 
 
 def _port(settings: Settings) -> Finding:

@@ -27,6 +27,7 @@ from app.errors import (
 )
 from app.food.assessment import Assessment, Distribution
 from app.food.tips import Tip, TipContext
+from app.imaging.guards import recognise
 from app.messages import PhotoJob, Rejected, Scored
 from app.schemas import Analysis, Dish, ImageFacts, ModelRef, Profile, Result, TipOut
 from app.stores.images import ImageStore, image_key
@@ -162,6 +163,7 @@ class Pipeline:
         Raises:
             FoodDXError: one of the tree; nothing was acknowledged, and nothing is left behind.
         """
+        recognise(photo.data)  # what is no image at all is told so before it costs anybody anything
         budget_s = min(budget_s or self._budget_s, self._budget_s)
         judge = self._judge
         ticket = Ticket(

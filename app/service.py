@@ -16,8 +16,9 @@ from app.stores.results import ResultStore
 from app.telemetry import Meter
 from app.tenants.keys import Keyring
 
-# How long a claim on a photo outlives its budget: time to write, and to clean up after a failure.
-_CLAIM_MARGIN_S = 30.0
+# How long a claim outlives its photo's budget. Every request ends within it; only one whose process died
+# leaves its claim to expire, and then a retry of it, or a twin, should not wait for long.
+_CLAIM_MARGIN_S = 1.0
 
 
 class Admission:

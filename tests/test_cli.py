@@ -125,7 +125,7 @@ def test_a_profile_goes_along(fooddx, service_url, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["[bold]x.jpg", "a[/].jpg", "[link=x]", b"\xff\xfe.jpg", "ü ★.jpg", "-x.jpg"]
+    "name", ["[bold]x.jpg", "a[red]b.jpg", "[link=x]", b"\xff\xfe.jpg", "ü ★.jpg", "-x.jpg"]
 )
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
 def test_any_file_name_is_printed(fooddx, service_url, tmp_path, name, form):
@@ -197,7 +197,7 @@ def test_a_service_that_is_not_there_is_told_in_a_line(fooddx, folder, monkeypat
         assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("url", ["http://[/x]", "nonsense"])
+@pytest.mark.parametrize("url", ["http://a:[/b]", "nonsense"])
 def test_a_wrong_url_is_told_in_a_line(fooddx, folder, url):
     status, _, err = fooddx("score", folder / "a.jpg", "--url", url)
     assert status == 1

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import shutil
+import time
 import uuid
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
@@ -14,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from app.errors import AlreadyDecided, ImagesUnavailable, NotFound
+from app.judge import TableJudge
 from app.schemas import Diary, ImageFacts, ModelRef, Result, ReviewIn
 from app.stores.images import image_key
 from app.stores.results import Record, Ticket, id_floor
@@ -183,7 +185,16 @@ class TestTheDiary:
 
         play(make_local, story)
 
-    def test_the_day_of_a_result_is_the_day_of_its_id(self, make_local):
+    def test_the_moment_of_a_result_is_that_of_its_id(self, make_local, monkeypatch):
+        """Else a photo at midnight would be of one day to its reader and of another to the diary."""
+        tips = TableJudge.tips
+
+        def slow_tips(*args):
+            time.sleep(0.005)
+            return tips(*args)
+
+        monkeypatch.setattr(TableJudge, "tips", slow_tips)
+
         async def story(me: Tenant) -> None:
             result = await me.score(meal())
             assert id_floor(result.created_at) <= result.id

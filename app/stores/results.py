@@ -39,6 +39,8 @@ from app.errors import ResultsUnavailable
 _SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt")
 _SOCKET_TIMEOUT_S: Final = 0.5
 _POOL_SIZE: Final = 64
+# How long whoever deletes a photo keeps others from storing it again, should they die meanwhile.
+_CLEANUP_MS: Final = 30_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -178,7 +180,7 @@ class ResultStore:
         key = _keys(ticket.tenant)
         sha = ticket.sha256
         keys = [key.idem(ticket.idempotency_key), key.claim(sha), key.refs(sha), key.pending]
-        answer = await self._run("abandon", keys, [ticket.token, sha, self._claim_ms])
+        answer = await self._run("abandon", keys, [ticket.token, sha, _CLEANUP_MS])
         return answer[0] == b"orphan"
 
     async def release(self, tenant: str, sha256: str, token: str) -> None:
@@ -198,7 +200,7 @@ class ResultStore:
             key.result(result_id), key.refs(sha256), key.seen(sha256), key.claim(sha256), key.pending,
             key.diary(user), key.reviews,
         ]  # fmt: skip
-        answer = await self._run("delete", keys, [result_id, sha256, token, self._claim_ms])
+        answer = await self._run("delete", keys, [result_id, sha256, token, _CLEANUP_MS])
         outcome: Literal["missing", "kept", "last"] = cast(Any, answer[0].decode())
         return outcome
 
@@ -221,7 +223,7 @@ class ResultStore:
         """Take over a stale claim; True when the caller must delete the photo and then call release."""
         key = _keys(tenant)
         answer = await self._run(
-            "adopt", [key.claim(sha256), key.refs(sha256), key.pending], [token, sha256, self._claim_ms]
+            "adopt", [key.claim(sha256), key.refs(sha256), key.pending], [token, sha256, _CLEANUP_MS]
         )
         return answer[0] == b"orphan"
 

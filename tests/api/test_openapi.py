@@ -1,7 +1,6 @@
 """openapi.json is the contract: valid, complete, and true of whatever is sent."""
 
 import json
-from types import SimpleNamespace
 from typing import get_args
 from urllib.parse import quote
 
@@ -11,12 +10,12 @@ from hypothesis import strategies as st
 from openapi_spec_validator import validate
 
 from app import schemas
-from app.api.app import create_app
 from app.errors import tree
 from app.schemas import Problem
+from tests.api.conftest import contract
 from tests.photos import coffee_jpeg
 
-SCHEMA = create_app(SimpleNamespace(meter=None)).openapi()
+SCHEMA = contract()
 OPERATIONS = {
     (method.upper(), path): operation
     for path, operations in SCHEMA["paths"].items()
@@ -150,8 +149,8 @@ def test_the_words_of_a_profile_are_listed():
 
 LATIN = st.text(st.characters(max_codepoint=255), max_size=30)
 HEADERS = [
-    "Idempotency-Key", "X-Budget-Ms", "X-Request-Id", "Authorization", "Content-Type", "Content-Length", "Accept",
-    "Prefer", "Range", "If-None-Match", "Origin", "Host", "Expect", "Transfer-Encoding",
+    "Idempotency-Key", "X-Budget-Ms", "X-Request-Id", "Authorization", "Content-Type", "Content-Length",
+    "Accept", "Prefer", "Range", "If-None-Match", "Origin", "Host", "Expect", "Transfer-Encoding",
 ]  # fmt: skip
 
 
