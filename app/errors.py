@@ -24,7 +24,6 @@ is always safe to show, and whether the same request may simply be sent again::
     │   └── TooFewPixels             422 image_too_few_pixels
     ├── Overloaded                   429 overloaded               retry
     ├── NeedsObjectStorage           501 needs_object_storage
-    ├── NotSupported                 501 not_supported
     ├── ResultsUnavailable           503 results_unavailable      retry
     ├── ImagesUnavailable            503 images_unavailable       retry
     ├── ScorerUnavailable            503 scorer_unavailable       retry
@@ -166,12 +165,6 @@ class NeedsObjectStorage(FoodDXError):
     """A call that only makes sense when photos live in S3."""
 
     status, code, title = 501, "needs_object_storage", "This call needs S3 as the object store"
-
-
-class NotSupported(FoodDXError):
-    """A part of the contract this deployment does not offer."""
-
-    status, code, title = 501, "not_supported", "This is not offered by this deployment"
 
 
 class ResultsUnavailable(FoodDXError):

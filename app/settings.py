@@ -76,7 +76,10 @@ class Settings(BaseSettings):
 
     batch_size: int = Field(default=16, ge=1, le=256, description="Most photos the scorer runs at once")
     batch_wait_ms: float = Field(
-        default=2.0, ge=0, le=1000, description="How long the scorer waits for a batch to fill"
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="How long the scorer waits for a batch to fill; 0: as long as the batch before takes",
     )
 
     dedupe_days: float = Field(

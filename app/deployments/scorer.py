@@ -30,7 +30,7 @@ class ScorerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=16, ge=1, le=256)
-    batch_wait_ms: float = Field(default=2.0, ge=0, le=1000)
+    batch_wait_ms: float = Field(default=0.0, ge=0, le=1000)
 
 
 class Scorer:
@@ -95,7 +95,7 @@ class Scorer:
 
     # The sizes here only stand until `reconfigure`, which Serve calls before the first request. One batch at
     # a time: two would compete for the same cores.
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.002, max_concurrent_batches=1)  # type: ignore[untyped-decorator]
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0, max_concurrent_batches=1)  # type: ignore[untyped-decorator]
     async def _batched(self, jobs: list[PixelsJob]) -> list[Inference | Rejected]:
         started = time.time()
         live = [job for job in jobs if not expired(job.deadline) and self._fits(job)]

@@ -104,7 +104,6 @@ export const ERRORS = {
   image_too_few_pixels: ["The photo is too small", "Choose a larger photo, so that the meal can be seen."],
   overloaded: BUSY,
   needs_object_storage: ["This service does not offer that", OPERATOR],
-  not_supported: ["This service does not offer that", OPERATOR],
   results_unavailable: DOWN,
   images_unavailable: DOWN,
   scorer_unavailable: DOWN,

@@ -24,7 +24,7 @@ OPERATIONS = {
 CALLS = sorted(OPERATIONS)
 
 # No route's answer: the method is not one, and nothing of this deployment is left out of the contract.
-OF_NO_ROUTE = {"method_not_allowed", "not_supported"}
+OF_NO_ROUTE = {"method_not_allowed"}
 
 
 def refs(node):

@@ -34,7 +34,6 @@ CODES = {
     "image_too_few_pixels": (422, False),
     "overloaded": (429, True),
     "needs_object_storage": (501, False),
-    "not_supported": (501, False),
     "results_unavailable": (503, True),
     "images_unavailable": (503, True),
     "scorer_unavailable": (503, True),
