@@ -61,6 +61,8 @@ class Scorer:
             engine.warm_up(max_batch)
         # One thread: an engine takes one call at a time, and the loop stays free to take in the next batch.
         self._thread = ThreadPoolExecutor(1, "infer")
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._broken: str | None = None
         self._waiting = 0
         self._meter = RayMeter()
@@ -88,6 +90,9 @@ class Scorer:
         self._waiting += 1
         self._meter.add("fooddx_scorer_queue", self._waiting)
         try:
+            # Left alone, @serve.batch closes batches on its timer while one is still in work, and they come
+            # out small. Whoever comes meanwhile waits here instead, and all of them make the next batch.
+            await self._idle.wait()
             outcome: Inference | Rejected = await self._batched(job)
             return outcome
         finally:
@@ -99,7 +104,11 @@ class Scorer:
     async def _batched(self, jobs: list[PixelsJob]) -> list[Inference | Rejected]:
         started = time.time()
         live = [job for job in jobs if not expired(job.deadline) and self._fits(job)]
-        outcomes = await self._infer(live, started) if live else {}
+        self._idle.clear()
+        try:
+            outcomes = await self._infer(live, started) if live else {}
+        finally:
+            self._idle.set()
         self._meter.add("fooddx_batch_size", len(live))
         return [outcomes.get(id(job)) or self._reject(job) for job in jobs]
 
