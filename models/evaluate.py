@@ -157,7 +157,7 @@ def _share(hits: Iterable[bool]) -> float | None:
 
 def _table(results: Mapping[str, Mapping[str, Figures]]) -> Table:
     """One column per model, one row per figure."""
-    table = Table(Column(no_wrap=True), *results)
+    table = Table(Column(no_wrap=True), *(Column(name, min_width=len(name)) for name in results))
     first = next(iter(results.values()))
     for section, figures in first.items():
         table.add_section()
