@@ -1,0 +1,98 @@
+"""The Preprocessor's shell, with a scorer's handle that answers as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+
+from app.deployments.preprocessor import Preprocessor
+from app.imaging.decode import InputSpec
+from app.imaging.guards import ImageLimits
+from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored
+from tests.photos import coffee_jpeg
+
+PHOTO = coffee_jpeg(640, 480)
+ANSWER = Inference((np.full(3, 1 / 3, np.float32),), 0.001, 0.004)
+
+
+class Handle:
+    """What a deployment handle is to its caller: methods whose ``remote`` gives something to await."""
+
+    def __init__(self, answer: Any, ready: Any = True) -> None:
+        self.jobs: list[PixelsJob] = []
+        self._answers = {"run": answer, "ready": ready}
+        self.run = SimpleNamespace(remote=lambda job: self._reply("run", job))
+        self.ready = SimpleNamespace(remote=lambda: self._reply("ready"))
+
+    async def _reply(self, method: str, *jobs: PixelsJob) -> Any:
+        self.jobs.extend(jobs)
+        answer = self._answers[method]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def preprocess(handle: Handle, data: bytes = PHOTO, deadline_s: float = 30.0) -> Scored | Rejected:
+    async def story() -> Scored | Rejected:
+        preprocessor = Preprocessor((InputSpec(224), InputSpec(240)), ImageLimits(), handle)
+        return await preprocessor(PhotoJob(data, time.time() + deadline_s, "test"))
+
+    return asyncio.run(story())
+
+
+def full_queue() -> BackPressureError:
+    return BackPressureError(num_queued_requests=64, max_queued_requests=64)
+
+
+def test_pixels_go_on_and_what_is_known_comes_back() -> None:
+    handle = Handle(ANSWER)
+    scored = preprocess(handle)
+    assert isinstance(scored, Scored)
+    assert (scored.media_type, scored.width, scored.height) == ("image/jpeg", 640, 480)
+    assert len(scored.pdq) == 64
+    assert scored.inference is ANSWER
+    (job,) = handle.jobs
+    assert [pixels.shape for pixels in job.pixels] == [(224, 224, 3), (240, 240, 3)]
+
+
+def test_a_photo_that_cannot_be_read_is_a_value_and_never_reaches_the_scorer() -> None:
+    handle = Handle(ANSWER)
+    assert preprocess(handle, PHOTO[:4000]) == Rejected("image_truncated", "The photo is cut short")
+    assert handle.jobs == []
+
+
+def test_a_late_photo_is_dropped_before_it_is_decoded() -> None:
+    handle = Handle(ANSWER)
+    outcome = preprocess(handle, b"not even an image", deadline_s=-1)
+    assert isinstance(outcome, Rejected)
+    assert outcome.code == "deadline_exceeded"
+    assert handle.jobs == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (ActorDiedError(), "scorer_unavailable"),
+        (full_queue(), "overloaded"),
+        (Rejected("deadline_exceeded", "late"), "deadline_exceeded"),
+    ],
+)
+def test_what_the_scorer_cannot_do_comes_back_as_a_value(failure: Any, code: str) -> None:
+    outcome = preprocess(Handle(failure))
+    assert isinstance(outcome, Rejected)
+    assert outcome.code == code
+
+
+@pytest.mark.parametrize(("ready", "expected"), [(True, True), (False, False), (ActorDiedError(), False)])
+def test_it_is_ready_when_the_scorer_is(ready: Any, expected: bool) -> None:
+    async def story() -> bool:
+        return await Preprocessor((InputSpec(224),), ImageLimits(), Handle(ANSWER, ready)).ready()
+
+    assert asyncio.run(story()) is expected

@@ -1,0 +1,172 @@
+"""The Scorer's shell: batches, items that fail alone, and an engine that does not mend.
+
+One process, no cluster. @serve.batch asks for its replica's context only to warn about
+``max_ongoing_requests``; that context is the one thing here that is not real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import serve
+
+from app.deployments.scorer import Scorer, input_specs
+from app.engines import EngineError
+from app.messages import Inference, PixelsJob, Rejected
+
+
+class Recorder(Scorer):
+    """A Scorer that remembers its batches, and whose engine can be broken or held up."""
+
+    def __init__(self, models_dir: Path) -> None:
+        super().__init__(("imagenet-lite0",), models_dir, "cpu", 1, 8)
+        self.batches: list[int] = []
+        self.started = threading.Event()
+        self.fault: str | None = None
+        self.hold_s = 0.0
+        self.reconfigure({"batch_size": 8, "batch_wait_ms": 0})
+
+    def _predict(self, jobs: list[PixelsJob]) -> Any:
+        self.batches.append(len(jobs))
+        self.started.set()
+        time.sleep(self.hold_s)
+        if self.fault:
+            raise EngineError(self.fault)
+        return super()._predict(jobs)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    """One for all: @serve.batch keeps its queue with the function, and the queue its first event loop."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch, models_dir: Path, loop: asyncio.Runner) -> Callable[..., Any]:
+    """Play a story with a Scorer made inside the running loop, as a replica makes it."""
+    config = SimpleNamespace(max_ongoing_requests=64)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(_deployment_config=config))
+
+    def run(story: Callable[[Recorder], Coroutine[Any, Any, Any]]) -> Any:
+        async def main() -> Any:
+            return await story(Recorder(models_dir))
+
+        return loop.run(main())
+
+    return run
+
+
+def job(*, deadline_s: float = 30.0, size: int = 224, value: int = 128) -> PixelsJob:
+    pixels = np.full((size, size, 3), value, np.uint8)
+    return PixelsJob((pixels,), time.time() + deadline_s, time.time(), "test")
+
+
+async def together(scorer: Recorder, *jobs: PixelsJob) -> list[Any]:
+    return await asyncio.gather(*map(scorer.run, jobs), return_exceptions=True)
+
+
+def test_a_photo_gets_its_probabilities_and_its_times(play: Any) -> None:
+    outcome = play(lambda scorer: scorer.run(job()))
+    assert outcome.probabilities[0].shape == (1000,)
+    assert abs(outcome.probabilities[0].sum() - 1) < 0.05
+    assert outcome.queue_s >= 0
+    assert outcome.score_s > 0
+
+
+def test_what_comes_while_a_batch_is_in_work_makes_the_next_one(play: Any) -> None:
+    async def story(scorer: Recorder) -> list[int]:
+        scorer.hold_s = 0.3
+        first = asyncio.create_task(scorer.run(job()))
+        await asyncio.to_thread(scorer.started.wait, 10)
+        late = []
+        for value in range(12):
+            late.append(asyncio.create_task(scorer.run(job(value=value))))
+            await asyncio.sleep(0.001)
+        outcomes = await asyncio.gather(first, *late)
+        assert all(isinstance(outcome, Inference) for outcome in outcomes)
+        return scorer.batches
+
+    assert play(story) == [1, 8, 4]
+
+
+def test_each_item_of_a_batch_gets_its_own_answer(play: Any) -> None:
+    async def story(scorer: Recorder) -> None:
+        alone = [await scorer.run(job(value=value)) for value in (0, 90, 255)]
+        scorer.batches.clear()
+        batch = await together(scorer, *(job(value=value) for value in (0, 90, 255)))
+        assert scorer.batches == [3]
+        for one, other in zip(alone, batch, strict=True):
+            assert isinstance(one, Inference)
+            assert np.allclose(one.probabilities[0], other.probabilities[0], atol=1e-3)
+        assert not np.allclose(batch[0].probabilities[0], batch[2].probabilities[0], atol=1e-3)
+
+    play(story)
+
+
+def test_a_bad_item_and_a_late_one_fail_alone(play: Any) -> None:
+    async def story(scorer: Recorder) -> None:
+        good, misfit, late, other = await together(
+            scorer, job(), job(size=100), job(deadline_s=-1), job(value=7)
+        )
+        assert isinstance(good, Inference)
+        assert isinstance(other, Inference)
+        assert misfit == Rejected("internal", misfit.detail)
+        assert late == Rejected("deadline_exceeded", late.detail)
+        assert scorer.batches == [2], "what cannot be scored costs the engine nothing"
+
+    play(story)
+
+
+def test_an_idle_scorer_is_open_again_after_every_kind_of_batch(play: Any) -> None:
+    async def story(scorer: Recorder) -> None:
+        for one in (job(), job(deadline_s=-1), job(size=64)):
+            await scorer.run(one)
+        assert isinstance(await asyncio.wait_for(scorer.run(job()), 10), Inference)
+
+    play(story)
+
+
+def test_a_broken_engine_makes_the_replica_unhealthy(play: Any) -> None:
+    async def story(scorer: Recorder) -> None:
+        scorer.check_health()
+        assert scorer.ready()
+        scorer.fault = "the device is gone"
+        outcomes = await together(scorer, job(), job())
+        assert all(isinstance(outcome, EngineError) for outcome in outcomes)
+        assert not scorer.ready()
+        with pytest.raises(EngineError, match="the device is gone"):
+            scorer.check_health()
+
+    play(story)
+
+
+def test_a_new_batch_size_counts_from_the_next_batch(play: Any) -> None:
+    async def story(scorer: Recorder) -> list[int]:
+        scorer.reconfigure({"batch_size": 2, "batch_wait_ms": 0})
+        await together(scorer, *(job(value=value) for value in range(5)))
+        return scorer.batches
+
+    assert play(story) == [2, 2, 1]
+
+
+@pytest.mark.parametrize("config", [{"batch_sise": 2}, {"batch_size": 0}, {"batch_wait_ms": -1}])
+def test_an_unusable_config_is_refused(play: Any, config: dict[str, float]) -> None:
+    async def story(scorer: Recorder) -> None:
+        with pytest.raises(ValueError, match=next(iter(config))):
+            scorer.reconfigure(config)
+
+    play(story)
+
+
+def test_models_send_each_distinct_input_once() -> None:
+    assert [spec.size for spec in input_specs(("imagenet-lite0",))] == [224]
+    assert [spec.size for spec in input_specs(("imagenet-lite0", "imagenet-lite1"))] == [224, 240]
