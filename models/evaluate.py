@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from app.engines import Engine, create_engine
+from app.engines import Device, Engine, create_engine
 from app.food.assessment import Assessment, Catalogue, assess
 from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
@@ -53,11 +53,11 @@ class Seen:
 
 
 class Subject:
-    """A model under evaluation: its manifest, engine (one CPU thread) and the time that loading took."""
+    """A model under evaluation: its manifest, engine (one thread on a CPU) and the time that loading took."""
 
-    def __init__(self, manifest: Manifest, artefacts: Path) -> None:
+    def __init__(self, manifest: Manifest, artefacts: Path, device: Device) -> None:
         started = time.perf_counter()
-        self.engine: Engine = create_engine("cpu", manifest, artefacts, threads=1)
+        self.engine: Engine = create_engine(device, manifest, artefacts, threads=1)
         self.load_ms = 1000 * (time.perf_counter() - started)
         self.manifest = manifest
         self.catalogue: Catalogue = load_catalogue(manifest)
@@ -182,6 +182,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("build/eval"), help="for the photos and the figures")
     parser.add_argument("--gate", type=Path, help="a folder of your own with food/*.jpg and not_food/*.jpg")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="OpenVINO on a CPU, or torch on a GPU"
+    )
     options = parser.parse_args()
     console = Console()
 
@@ -198,7 +201,7 @@ def main() -> None:
     with Progress(console=console) as progress:
         for name in options.model or available():
             artefacts = build(name, options.models_dir, progress.console.print)
-            subject = Subject(load_manifest(name), artefacts)
+            subject = Subject(load_manifest(name), artefacts, options.device)
             results[name] = {"speed": speed_figures(subject)}
             for photo_set, photos in sets.items():
                 seen = [
