@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from app.engines import Device, Engine, create_engine
+from app.engines import Device, Engine, EngineError, create_engine
 from app.food.assessment import Assessment, Catalogue, assess
 from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
@@ -201,7 +201,10 @@ def main() -> None:
     with Progress(console=console) as progress:
         for name in options.model or available():
             artefacts = build(name, options.models_dir, progress.console.print)
-            subject = Subject(load_manifest(name), artefacts, options.device)
+            try:
+                subject = Subject(load_manifest(name), artefacts, options.device)
+            except EngineError as error:
+                parser.exit(1, f"{error}\n")
             results[name] = {"speed": speed_figures(subject)}
             for photo_set, photos in sets.items():
                 seen = [
