@@ -116,6 +116,9 @@ def _score(options: argparse.Namespace) -> int:
             photos, options.profile, options.parallel, done=lambda: progress.advance(task)
         )
     _WRITERS[options.format](outcomes)
+    unanswered = [outcome for outcome in outcomes if outcome.unanswered]
+    if unanswered and all(outcome.milliseconds is None for outcome in outcomes):
+        return _complain(unanswered[0].error)  # nobody was reached at all
     return 0 if all(outcome.error is None for outcome in outcomes) else 1
 
 

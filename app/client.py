@@ -16,20 +16,32 @@ from app.settings import load_settings
 
 _TRIES = 5
 _LONGEST_WAIT_S = 10.0
+# After a broken connection or an error page. Together they outlast the restart of a replica, 2 to 4 s.
+_WAITS_S = (0.25, 0.5, 1.0, 2.0, 4.0)
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 class ServiceError(RuntimeError):
-    """The service cannot be asked at all; the text says what to do."""
+    """The service cannot be asked; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one photo: a result, or an error in words."""
+    """What came of one photo: a result, or an error in words.
+
+    Attributes:
+        photo: its path.
+        result: the service's answer, or None.
+        error: why there is none, or None.
+        milliseconds: from the first try to the answer; None where no answer came.
+        unanswered: the photo was sent, and no FoodDX answered.
+    """
 
     photo: Path
     result: dict[str, Any] | None
     error: str | None
     milliseconds: float | None
+    unanswered: bool = False
 
 
 class Client:
@@ -37,8 +49,11 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key or _own_key()}"}
+        self._gave_up = False
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
+            # A proxy of the environment would look for this machine's service on its own machine.
+            proxied = httpx.URL(url).host not in _LOOPBACK
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=proxied)
         except UnicodeEncodeError:
             raise ServiceError("the API key holds characters that no key has") from None
         except httpx.InvalidURL as error:
@@ -66,7 +81,10 @@ class Client:
         parallel: int,
         done: Callable[[], None],
     ) -> list[Outcome]:
-        """Score ``photos``, ``parallel`` at a time; ``done`` is called after each. The order is kept."""
+        """Score ``photos``, ``parallel`` at a time; ``done`` is called after each. The order is kept.
+
+        A photo that gets no answer is an outcome like any other: what was scored before is not lost.
+        """
 
         def one(photo: Path) -> Outcome:
             try:
@@ -89,29 +107,43 @@ class Client:
             else {"content": data}
         )
         start = time.perf_counter()
-        response = self._send("POST", "/v1/scores", headers=headers, **body)
+        try:
+            response = self._send("POST", "/v1/scores", headers=headers, **body)
+            result = _answer(response) if response.is_success else None
+        except ServiceError as error:
+            return Outcome(photo, None, str(error), None, unanswered=True)
         milliseconds = round((time.perf_counter() - start) * 1000, 1)
-        if response.is_success:
-            return Outcome(photo, _answer(response), None, milliseconds)
-        return Outcome(photo, None, _words(response), milliseconds)
+        return Outcome(photo, result, _words(response) if result is None else None, milliseconds)
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send, and send again while the service says that this may help."""
-        for attempt in range(1, _TRIES + 1):
+        """Send, and send again where that may help: the service says so, or did not get to say anything.
+
+        Once a request has waited in vain, the next ones are sent once only, until the service answers: a
+        folder does not wait for a dead service photo by photo.
+        """
+        waits = iter(() if self._gave_up else _WAITS_S)
+        refusals = 0
+        while True:
             try:
                 response = self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                if attempt == _TRIES:
+                wait_s = next(waits, None)
+                if wait_s is None:
+                    self._gave_up = True
                     raise ServiceError(
                         f"no answer from {self._http.base_url} ({error}); is it running? `make run` starts it"
                     ) from None
-                time.sleep(0.2 * attempt)
-                continue
-            if response.status_code not in {409, 429, 503, 504} or "retry-after" not in response.headers:
-                break
-            if attempt < _TRIES:
-                time.sleep(_wait_s(response.headers["retry-after"]))
-        return response
+            else:
+                if response.is_server_error and _problem(response) is None:
+                    wait_s = next(waits, None)
+                    self._gave_up |= wait_s is None
+                else:
+                    self._gave_up = False
+                    refusals += 1
+                    wait_s = _told_wait_s(response) if refusals < _TRIES else None
+                if wait_s is None:
+                    return response
+            time.sleep(wait_s)
 
 
 def _own_key() -> str:
@@ -125,7 +157,11 @@ def _own_key() -> str:
     return path.read_text().strip()
 
 
-def _wait_s(retry_after: str) -> float:
+def _told_wait_s(response: httpx.Response) -> float | None:
+    """Seconds after which the service wants to be asked again; None where that would not help."""
+    retry_after = response.headers.get("retry-after")
+    if response.status_code not in {409, 429, 503, 504} or retry_after is None:
+        return None
     try:
         return min(max(float(retry_after), 0.0), _LONGEST_WAIT_S)
     except ValueError:
@@ -143,10 +179,14 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
     return answer
 
 
-def _words(response: httpx.Response) -> str:
-    """A problem in one line."""
+def _problem(response: httpx.Response) -> str | None:
+    """A problem of ours in one line; None for the error page of whatever stands before the service."""
     try:
         problem = response.json()
         return f"{problem['detail']} ({problem['code']}, request {problem['request_id']})"
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
+        return None
+
+
+def _words(response: httpx.Response) -> str:
+    return _problem(response) or f"HTTP {response.status_code}"

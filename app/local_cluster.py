@@ -8,14 +8,19 @@ Everything listens on loopback.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import ray
 from ray import serve
 
 from app.settings import Settings
+from app.stores.private import private_folder
+
+KEEP_LOGS_S = 7 * 86_400.0
 
 
 def listen_on_loopback() -> None:
@@ -33,11 +38,22 @@ def listen_on_loopback() -> None:
     tls_utils.add_port_to_grpc_server = on_loopback
 
 
+def forget_old_sessions(folder: Path) -> None:
+    """Delete what Ray left of starts long ago: it keeps the logs of each for ever."""
+    for session in folder.glob("session_2*"):
+        if session.stat().st_mtime < time.time() - KEEP_LOGS_S:
+            shutil.rmtree(session, ignore_errors=True)
+
+
 def main() -> None:
     """Start Ray and the graph, wait for the end of standard input, stop both."""
     settings = Settings.model_validate_json(sys.stdin.readline())
     needed = settings.ingress_replicas + settings.preprocessor_replicas
     needed += settings.scorer_replicas * settings.scorer_threads
+    # Not Ray's usual folder, where its commands look for a cluster to join; and closed to other users, to
+    # whom Ray would open it.
+    folder = private_folder(Path(tempfile.gettempdir()) / f"fooddx-{os.getuid()}") / "ray"
+    forget_old_sessions(folder)
     ray.init(
         address="local",
         # CPUs are bookkeeping, not a limit: a small machine runs the graph too, only slower.
@@ -45,8 +61,7 @@ def main() -> None:
         include_dashboard=False,
         log_to_driver=False,
         namespace="serve",
-        # Not Ray's usual folder, where its commands look for a cluster to join.
-        _temp_dir=str(Path(tempfile.gettempdir()) / f"fooddx-ray-{os.getuid()}"),
+        _temp_dir=str(folder),
         _metrics_export_port=settings.metrics_port,
         runtime_env={"worker_process_setup_hook": listen_on_loopback},
     )

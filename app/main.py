@@ -30,6 +30,8 @@ logger = logging.getLogger("fooddx")
 def build(args: dict[str, str]) -> Application:
     """What ``serve run`` and ``serve deploy`` call; ``args`` are settings, see app/settings.py."""
     settings = load_settings(**args)
+    _check_deployable(settings)
+    settings.make_data_dir()
     for name in settings.models:
         build_model(name, settings.models_dir, logger.info)
     return graph(settings.model_copy(update={"redis_url": _redis_url(settings)}))
@@ -44,7 +46,7 @@ def graph(settings: Settings) -> Application:
     logging_config = LoggingConfig(encoding="JSON", log_level=settings.log_level, enable_access_log=False)
 
     # A replica holds what it works on plus a short queue; what is beyond is refused where it came from, so
-    # that the wait never outlives the budget. A batch more than one is in work keeps the engine fed.
+    # that the wait never outlives the budget. Four batches at the scorer keep the engine fed.
     scorer = serve.deployment(
         Scorer,
         name="Scorer",
@@ -97,15 +99,26 @@ def graph(settings: Settings) -> Application:
     ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key), preprocessor)
 
 
+def _check_deployable(settings: Settings) -> None:
+    """Refuse what only one's own machine can do without.
+
+    Raises:
+        SettingsError: a store that would end with this task, or a key made on whichever node it runs on.
+    """
+    if not (ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE):
+        return
+    missing = [name for name in ("redis_url", "api_key") if getattr(settings, name) is None]
+    if missing:
+        raise SettingsError(
+            f"{' and '.join(missing)}: `serve deploy` needs them, since nothing of ours stays behind to keep "
+            "results or a key; set them in serve_config.yaml's args, or as FOODDX_ variables of `ray start`"
+        )
+
+
 def _redis_url(settings: Settings) -> SecretStr:
     """The given one; else, on one machine, that of an embedded store which lives as long as this process."""
     if settings.redis_url:
         return settings.redis_url
-    if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
-        raise SettingsError(
-            "redis_url: `serve deploy` leaves no process of ours behind that could keep results; "
-            "set it in serve_config.yaml's args, or FOODDX_REDIS_URL on the head node"
-        )
     store = EmbeddedStore(settings.data_dir / "valkey").start()
     atexit.register(store.stop)
     return SecretStr(store.url)

@@ -161,7 +161,8 @@ class Pipeline:
             The Result as JSON. When this returns, the photo is stored and the result is written.
 
         Raises:
-            FoodDXError: one of the tree; nothing was acknowledged, and nothing is left behind.
+            FoodDXError: one of the tree; nothing was acknowledged. Nothing is left behind either; or, when
+                the last write crossed the deadline, a whole result, which the same Idempotency-Key finds.
         """
         recognise(photo.data)  # what is no image at all is told so before it costs anybody anything
         budget_s = min(budget_s or self._budget_s, self._budget_s)
@@ -330,9 +331,9 @@ class Pipeline:
         await asyncio.gather(*request.writes, return_exceptions=True)
         photo, ticket = request.photo, request.ticket
         try:
-            if await self._results.abandon(ticket):
+            if token := await self._results.abandon(ticket):
                 await self._images.delete(image_key(photo.tenant, photo.sha256))
-                await self._results.release(photo.tenant, photo.sha256, ticket.token)
+                await self._results.release(photo.tenant, photo.sha256, token)
         except FoodDXError as error:
             logger.warning("cleanup postponed", extra={"request_id": photo.request_id, "code": error.code})
 

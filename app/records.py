@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import uuid_utils
 
-from app.errors import AlreadyDecided, FoodDXError, NotFound
+from app.errors import AlreadyDecided, FoodDXError, ImagesUnavailable, NotFound
 from app.schemas import DayMean, Diary, Result, Review, ReviewIn, ReviewQueue
 from app.stores.images import ImageStore, image_key
 from app.stores.results import ResultStore
@@ -15,6 +16,9 @@ from app.telemetry import Meter, logger
 
 # Far longer than any claim lasts, so that the sweep never meets a request that is still alive.
 SWEEP_AGE = timedelta(minutes=10)
+# A photo is in work for about a second at most.
+_BUSY_TRIES = 60
+_BUSY_WAIT_S = 0.05
 
 
 class Records:
@@ -71,15 +75,34 @@ class Records:
         return Diary(user=user, items=items, days=tuple(means), next_cursor=more)
 
     async def delete(self, tenant: str, result_id: str) -> None:
-        """Delete a result, and its photo when no other result rests on it."""
+        """Delete a result, and its photo when no other result rests on it.
+
+        Raises:
+            NotFound: there is no such result.
+            ResultsUnavailable, ImagesUnavailable: not deleted, or not all of it; ask again.
+        """
+        # Shielded, so that a client that goes away does not leave a result without its photo.
+        await asyncio.shield(asyncio.create_task(self._delete(tenant, result_id)))
+
+    async def _delete(self, tenant: str, result_id: str) -> None:
         result = await self.get(tenant, result_id)
-        token = uuid_utils.uuid4().hex
-        sha256 = result.image.sha256
-        outcome = await self._results.delete(tenant, result_id, sha256, token, result.user)
-        if outcome == "last":
-            # Should this fail, the claim and its pending entry stay, and the sweep deletes the photo.
+        sha256, token = result.image.sha256, uuid_utils.uuid4().hex
+        for _ in range(_BUSY_TRIES):
+            outcome = await self._results.delete(
+                tenant, result_id, sha256, token, result.user, photo_gone=False
+            )
+            if outcome != "busy":
+                break
+            await asyncio.sleep(_BUSY_WAIT_S)
+        if outcome == "busy":
+            raise ImagesUnavailable("This photo is in work; ask again shortly.", retry_after_s=1)
+        if outcome == "missing":
+            raise NotFound("There is no result with this id.")
+        if outcome == "photo":
+            # Should this fail, the claim runs out by itself: a deletion that is merely late must not meet
+            # the same photo stored anew.
             await self._images.delete(image_key(tenant, sha256))
-            await self._results.release(tenant, sha256, token)
+            await self._results.delete(tenant, result_id, sha256, token, result.user, photo_gone=True)
 
     async def delete_user(self, tenant: str, user: str) -> None:
         """Delete everything of a user. A user nobody knows is deleted already."""

@@ -15,7 +15,7 @@ Avoid = Literal[
 ]  # fmt: skip
 Status = Literal["scored", "not_food", "needs_review"]
 Score = Annotated[int, Field(ge=1, le=5)]
-UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@:+-]{1,128}$")]
+UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}$")]
 
 
 class Wire(BaseModel):

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import redis
 from PIL import Image
 from pydantic import SecretStr
 from rich.console import Console
@@ -36,8 +37,6 @@ from models.build import is_built
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
-# Sixteen of the largest photos the settings admit; the default of 4 MiB would refuse a single large one.
-GRPC_MESSAGE_BYTES = 256 * 2**20
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -60,6 +59,7 @@ def serve_forever(settings: Settings, console: Console) -> None:
     with ExitStack() as stack:
         _check_port(settings.host, settings.port, "FOODDX_PORT")
         _check_port("127.0.0.1", settings.metrics_port, "FOODDX_METRICS_PORT")
+        settings.make_data_dir()
         api_key = (
             settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
         )
@@ -69,6 +69,8 @@ def serve_forever(settings: Settings, console: Console) -> None:
             with _step(console, "Results store"):
                 store = stack.enter_context(EmbeddedStore(settings.data_dir / "valkey"))
             settings = settings.model_copy(update={"redis_url": SecretStr(store.url)})
+        else:
+            _check_redis(settings.redis_url)
         run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fooddx-")))
         log = settings.data_dir / "serve.log"
         stack.callback(_end_descendants, spare=store)
@@ -97,6 +99,18 @@ def _check_port(host: str, port: int, variable: str) -> None:
                 f"port {port} on {host} cannot be used ({error.strerror}): "
                 f"stop what uses it, or set {variable}"
             ) from None
+
+
+def _check_redis(url: SecretStr) -> None:
+    try:
+        with redis.Redis.from_url(
+            url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
+        ) as client:
+            client.ping()
+    except redis.RedisError as error:
+        raise ServingError(
+            f"Redis does not answer ({error}): start it, or correct FOODDX_REDIS_URL"
+        ) from None
 
 
 def _build_models(settings: Settings, console: Console) -> None:
@@ -162,7 +176,6 @@ def _ray_variables(run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + 99),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_MESSAGE_BYTES),
         # The throughput mode holds back 1000 log lines; somebody who looks wants the last one too.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # What reaches Ray's ports on this machine must know a secret of this run.
@@ -203,16 +216,21 @@ def _wait_until_ready(
 ) -> None:
     url = f"http://{_reachable(settings)}:{settings.port}/readyz"
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not stop.wait(0.05):
-        try:
-            if httpx.get(url, timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        if cluster.poll() is not None:
-            raise ServingError(f"Ray could not start; the log says why: {log}\n{_last_lines(log)}")
-        if time.monotonic() > deadline:
-            raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s; the log: {log}\n{_last_lines(log)}")
+    answer = "no answer"
+    # A proxy named in the environment knows nothing of this machine's loopback.
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        while not stop.wait(0.05):
+            try:
+                response = client.get(url)
+                if response.is_success:
+                    return
+                answer = response.text
+            except httpx.HTTPError as error:
+                answer = str(error)
+            if cluster.poll() is not None:
+                raise ServingError(f"Ray could not start; the log says why: {log}\n{_last_lines(log)}")
+            if time.monotonic() > deadline:
+                raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}\nThe log: {log}")
 
 
 def _last_lines(log: Path) -> str:

@@ -66,7 +66,11 @@ class Settings(BaseSettings):
         default=1000, ge=50, le=60_000, description="Time a photo may take once its bytes are here"
     )
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, le=64 * 2**20, description="Largest photo")
-    max_pixels: int = Field(default=50_000_000, ge=10_000, description="Most pixels a photo may have")
+    max_pixels: int = Field(
+        default=50_000_000,
+        ge=10_000,
+        description="Most pixels a JPEG may have; other formats at most 16 million",
+    )
     body_timeout_s: float = Field(
         default=30.0, gt=0, le=600, description="Longest time a client may take to send a photo"
     )
@@ -142,6 +146,11 @@ class Settings(BaseSettings):
             self, "store", str(Path(self.store or self.data_dir / "images").expanduser().absolute())
         )
         return self
+
+    def make_data_dir(self) -> Path:
+        """The data folder, made closed to other users if it is not there."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.data_dir
 
     def without_secrets(self) -> Self:
         """A copy that may travel to replicas and appear in a log."""

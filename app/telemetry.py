@@ -31,7 +31,7 @@ METRICS: dict[str, Metric] = {
     "fooddx_request_seconds": Metric("histogram", "Body read to answer", buckets=_SECONDS),
     "fooddx_stage_seconds": Metric("histogram", "Time in one stage", ("stage",), _SECONDS),
     "fooddx_batch_size": Metric("histogram", "Photos per batch", buckets=(1, 2, 4, 8, 16, 32, 64)),
-    "fooddx_scorer_queue": Metric("gauge", "Photos waiting in this scorer replica"),
+    "fooddx_scorer_queue": Metric("gauge", "Photos waiting or being scored in this scorer replica"),
     "fooddx_expired_total": Metric("counter", "Photos dropped unworked, their budget spent", ("stage",)),
     "fooddx_swept_total": Metric("counter", "Photos without a result that were deleted by the sweep"),
 }

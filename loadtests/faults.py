@@ -3,7 +3,8 @@
     python -m loadtests.faults --kill Preprocessor Scorer Ingress
 
 Closed loops send photos of their own; after ``--before`` seconds one replica of the named deployment is
-killed. Each photo is sent again, under its Idempotency-Key, until it is answered, as a careful client would.
+killed. Each photo is sent again, under its Idempotency-Key, until it is answered, as a careful client would:
+at most until 30 s after the load has ended, and never after an answer that another try cannot change.
 At the end every id that was answered with 200 is asked for again: ``lost`` counts those that are gone.
 """
 
@@ -27,6 +28,7 @@ from loadtests.photos import Photo, make_photo
 from loadtests.target import NoKeyError, api_key, problem_code
 
 TIMEOUT_S = 10.0
+PATIENCE_S = 30.0
 _PAUSE_S = 0.05
 
 
@@ -37,6 +39,7 @@ class Seen:
     sent: int = 0
     acknowledged: dict[str, float] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
     lost: int = 0
 
     @property
@@ -73,7 +76,7 @@ async def strike(
         async def client() -> None:
             while time.perf_counter() < end:
                 seen.sent += 1
-                await _until_answered(session, url, photo.unique(), seen)
+                await _until_answered(session, url, photo.unique(), seen, end + PATIENCE_S)
 
         async def fault() -> None:
             await asyncio.sleep(before_s)
@@ -86,9 +89,12 @@ async def strike(
     return seen
 
 
-async def _until_answered(session: aiohttp.ClientSession, url: str, body: bytes, seen: Seen) -> None:
+async def _until_answered(
+    session: aiohttp.ClientSession, url: str, body: bytes, seen: Seen, deadline: float
+) -> None:
+    """Send one photo until it is answered with 200 or refused for good, until ``deadline`` (perf_counter)."""
     headers = {"Idempotency-Key": uuid.uuid4().hex, "Content-Type": "image/jpeg"}
-    while True:
+    while time.perf_counter() < deadline:
         try:
             async with session.post(f"{url}/v1/scores", data=body, headers=headers) as response:
                 answer = await response.json(content_type=None) if response.status == 200 else None
@@ -96,27 +102,31 @@ async def _until_answered(session: aiohttp.ClientSession, url: str, body: bytes,
                     seen.acknowledged[answer["id"]] = time.perf_counter()
                     return
                 seen.failures[f"{response.status} {problem_code(await response.read())}".strip()] += 1
+                if 400 <= response.status < 500 and response.status not in {409, 429}:
+                    break
         except (aiohttp.ClientError, TimeoutError) as error:
             seen.failures[type(error).__name__] += 1
         await asyncio.sleep(_PAUSE_S)
+    seen.unanswered += 1
 
 
 def table(rows: dict[str, Seen]) -> Table:
     """One row per killed deployment."""
     result = Table(title="kill -9 of one replica under load; failed requests were sent again by their key")
-    for column in ("killed", "photos", "answered", "lost", "failed tries", "longest gap s"):
+    columns = ("killed", "photos", "answered", "unanswered", "lost", "failed tries", "longest gap s")
+    for column in columns:
         result.add_column(column, justify="left" if column in {"killed", "failed tries"} else "right")
     for deployment, seen in rows.items():
         failures = ", ".join(f"{count} × {what}" for what, count in seen.failures.most_common()) or "none"
         result.add_row(
-            deployment, str(seen.sent), str(len(seen.acknowledged)), str(seen.lost), failures,
-            f"{seen.longest_gap_s:.1f}",
+            deployment, str(seen.sent), str(len(seen.acknowledged)), str(seen.unanswered), str(seen.lost),
+            failures, f"{seen.longest_gap_s:.1f}",
         )  # fmt: skip
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns 1 when something acknowledged was lost, 2 when it could not be tried."""
+    """The command. Returns 1 when a photo was lost or never answered, 2 when it could not be tried."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.faults", description=__doc__.split("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--kill", nargs="+", default=["Preprocessor", "Scorer", "Ingress"])
@@ -141,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]{error}")
         return 2
     console.print(table(rows))
-    return 1 if any(seen.lost for seen in rows.values()) else 0
+    return 1 if any(seen.lost or seen.unanswered for seen in rows.values()) else 0
 
 
 if __name__ == "__main__":

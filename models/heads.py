@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["classes", "gate", "score"]
+Kind = Literal["classes", "gate"]
 Floats = NDArray[np.float32]
 
 
@@ -17,9 +17,7 @@ class Head(BaseModel):
     """A run of ``size`` neighbouring logits with one meaning.
 
     - ``classes``: mutually exclusive labels, softmax (``size`` probabilities that sum to 1);
-    - ``gate``: independent yes/no questions, sigmoid (``size`` probabilities);
-    - ``score``: an ordinal scale of ``size + 1`` steps; logit k answers "is it above step k?"
-      (Cao, Mirjalili, Raschka 2020, doi:10.1016/j.patrec.2020.11.008), ``size + 1`` probabilities.
+    - ``gate``: independent yes/no questions, sigmoid (``size`` probabilities).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,14 +26,9 @@ class Head(BaseModel):
     kind: Kind
     size: Annotated[int, Field(ge=1)]
 
-    @property
-    def width(self) -> int:
-        """Number of probabilities this head gives."""
-        return self.size + 1 if self.kind == "score" else self.size
-
 
 def probabilities(logits: Floats, heads: Sequence[Head], temperature: float) -> Floats:
-    """Logits (N, sum of sizes) → probabilities (N, sum of widths), float32 in 0…1, head after head.
+    """Logits (N, sum of sizes) → as many probabilities, float32 in 0…1, head after head.
 
     Every logit is divided by ``temperature`` first (Guo et al. 2017, arXiv:1706.04599): above 1 the
     model becomes less sure of itself, below 1 more; the ranking within a head does not change.
@@ -57,14 +50,4 @@ def _sigmoid(logits: Floats) -> Floats:
     return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), dtype=np.float32)
 
 
-def _ordinal(logits: Floats) -> Floats:
-    # Questions learnt apart may contradict each other, so P(above k) is made to fall as k grows.
-    above = np.minimum.accumulate(_sigmoid(logits), axis=1)
-    return -np.diff(above, axis=1, prepend=np.float32(1), append=np.float32(0))
-
-
-_ACTIVATIONS: dict[Kind, Callable[[Floats], Floats]] = {
-    "classes": _softmax,
-    "gate": _sigmoid,
-    "score": _ordinal,
-}
+_ACTIVATIONS: dict[Kind, Callable[[Floats], Floats]] = {"classes": _softmax, "gate": _sigmoid}

@@ -91,21 +91,16 @@ class Manifest(_Part):
 
     @property
     def logits(self) -> int:
-        """Number of outputs of the network."""
+        """Number of outputs of the network, and of probabilities an engine gives for one photo."""
         return sum(head.size for head in self.heads)
-
-    @property
-    def width(self) -> int:
-        """Number of probabilities an engine gives for one photo."""
-        return sum(head.width for head in self.heads)
 
     def columns(self, kind: Kind) -> slice | None:
         """Where, in an engine's answer, the first head of ``kind`` is; None where there is none."""
         start = 0
         for head in self.heads:
             if head.kind == kind:
-                return slice(start, start + head.width)
-            start += head.width
+                return slice(start, start + head.size)
+            start += head.size
         return None
 
 

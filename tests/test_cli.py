@@ -1,12 +1,15 @@
 """The ``fooddx`` command: what it prints, and its exit status."""
 
 import csv
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -190,11 +193,31 @@ def test_a_folder_that_cannot_be_read_is_bad_usage(fooddx, tmp_path, monkeypatch
 
 def test_a_service_that_is_not_there_is_told_in_a_line(fooddx, folder, monkeypatch):
     monkeypatch.setattr("app.client.time.sleep", lambda _: None)
-    for command in (("score", folder / "a.jpg"), ("models",)):
+    for command, shown in ((("score", folder / "a.jpg", folder / "none.jpg"), True), (("models",), False)):
         status, out, err = fooddx(*command, "--url", "http://127.0.0.1:9")
-        assert (status, out) == (1, "")
+        assert (status, "a.jpg" in out) == (1, shown)
         assert "make run" in err
-        assert len(err.splitlines()) == 1
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_a_photo_that_gets_no_answer_costs_no_other_its_row(fooddx, folder, monkeypatch):
+    """The service goes away after the first photo."""
+    monkeypatch.setattr("app.client.time.sleep", lambda _: None)
+    posted = []
+
+    def post(request: httpx.Request) -> httpx.Response:
+        posted.append(request)
+        if len(posted) > 1:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"id": "1", "status": "scored", "score": 4})
+
+    client = functools.partial(httpx.Client, transport=httpx.MockTransport(post))
+    monkeypatch.setattr("app.client.httpx.Client", client)
+    status, out, err = fooddx("score", folder, "--parallel", "1", "--format", "csv")
+    rows = {Path(row["photo"]).name: row for row in csv.DictReader(io.StringIO(out))}
+    assert (status, err.strip()) == (1, "")
+    assert rows["a.jpg"]["score"] == "4"
+    assert rows["b.jpg"]["error"].startswith("no answer from ")
 
 
 @pytest.mark.parametrize("url", ["http://a:[/b]", "nonsense"])

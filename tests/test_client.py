@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp
 
 from app.api.app import create_app
+from app.client import _WAITS_S as PATIENCE
 from app.client import Client, Outcome, ServiceError
 from tests.conftest import API_KEY
 from tests.loopback import serving
@@ -21,10 +23,16 @@ def problem(status: int, code: str, retry_after: str | None = None) -> Response:
     return JSONResponse(body, status, {"Retry-After": retry_after} if retry_after else None)
 
 
+async def broken(scope, receive, send) -> None:
+    """Breaks the connection off within an answer."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+    await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+
 class Scripted:
     """Answers requests with these responses in turn, and keeps what was sent."""
 
-    def __init__(self, *responses: Response) -> None:
+    def __init__(self, *responses: ASGIApp) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self._responses = list(responses)
 
@@ -140,17 +148,38 @@ def test_any_retry_after_is_understood_and_bounded(client_of, photo, waits, retr
     assert waits == [waited]
 
 
-def test_an_error_of_a_proxy_is_told_by_its_number(client_of, photo):
-    (outcome,) = score(client_of(Scripted(PlainTextResponse("<h1>Bad Gateway</h1>", 502))), photo)
-    assert outcome.error == "HTTP 502"
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_an_error_page_of_a_proxy_is_waited_out_with_the_same_key(client_of, photo, waits, status):
+    page = PlainTextResponse("<h1>Oh</h1>", status)
+    server = Scripted(page, page, JSONResponse(SCORED))
+    (outcome,) = score(client_of(server), photo)
+    assert outcome.result == SCORED
+    assert waits == [0.25, 0.5]
+    assert len(set(server.idempotency_keys)) == 1
+
+
+def test_an_error_page_that_stays_is_told_by_its_number_and_waited_for_once(client_of, photo, waits):
+    server = Scripted(PlainTextResponse("<h1>Bad Gateway</h1>", 502))
+    outcomes = score(client_of(server), photo, photo)
+    assert [outcome.error for outcome in outcomes] == ["HTTP 502"] * 2
+    assert not any(outcome.unanswered for outcome in outcomes)
+    assert waits == list(PATIENCE)
+    assert len(server.requests) == len(PATIENCE) + 2
+
+
+def test_a_4xx_of_a_proxy_is_told_at_once(client_of, photo, waits):
+    (outcome,) = score(client_of(Scripted(PlainTextResponse("<h1>No</h1>", 403))), photo)
+    assert (outcome.error, waits) == ("HTTP 403", [])
 
 
 @pytest.mark.parametrize("answer", [PlainTextResponse("hello"), JSONResponse([1])])
 def test_another_server_is_recognised(client_of, photo, answer):
     client = client_of(Scripted(answer))
-    for ask in (client.models, lambda: score(client, photo)):
-        with pytest.raises(ServiceError, match="is not FoodDX"):
-            ask()
+    with pytest.raises(ServiceError, match="is not FoodDX"):
+        client.models()
+    (outcome,) = score(client, photo)
+    assert outcome.unanswered
+    assert outcome.error.endswith("is not FoodDX")
 
 
 def test_a_photo_goes_as_it_is_and_without_its_name(client_of, photo):
@@ -195,10 +224,58 @@ def test_a_photo_that_cannot_be_read_is_told_and_the_others_are_scored(client_of
     assert good.result == SCORED
 
 
-def test_a_service_that_is_not_there_is_tried_for_a_while(photo, waits):
-    with Client("http://127.0.0.1:9", API_KEY) as client, pytest.raises(ServiceError, match="is it running"):
-        score(client, photo)
-    assert len(waits) == 4
+def test_a_service_that_is_not_there_is_waited_for_once(photo, waits):
+    with Client("http://127.0.0.1:9", API_KEY) as client:
+        outcomes = score(client, photo, photo)
+        with pytest.raises(ServiceError, match="is it running"):
+            client.models()
+    assert all(outcome.unanswered and "is it running" in outcome.error for outcome in outcomes)
+    assert waits == list(PATIENCE)
+
+
+def test_patience_outlasts_the_restart_of_a_replica():
+    assert list(PATIENCE) == sorted(PATIENCE)
+    assert 7 < sum(PATIENCE) < 9
+
+
+def test_a_connection_that_breaks_is_tried_again_with_the_same_key(client_of, photo, waits):
+    server = Scripted(broken, broken, JSONResponse(SCORED))
+    (outcome,) = score(client_of(server), photo)
+    assert outcome.result == SCORED
+    assert waits == [0.25, 0.5]
+    assert len(set(server.idempotency_keys)) == 1
+
+
+def test_a_photo_without_an_answer_costs_no_other_its_result(client_of, photo, waits):
+    server = Scripted(JSONResponse(SCORED), *[broken] * (len(PATIENCE) + 1), JSONResponse(SCORED))
+    first, silent, last = score(client_of(server), photo, photo, photo)
+    assert first.result == last.result == SCORED
+    assert silent.unanswered
+    assert silent.error.startswith("no answer from http://127.0.0.1:")
+    assert (silent.result, silent.milliseconds) == (None, None)
+
+
+def test_a_service_that_is_back_is_waited_for_again(client_of, photo, waits):
+    away = [broken] * (len(PATIENCE) + 1)
+    server = Scripted(*away, JSONResponse(SCORED), broken, JSONResponse(SCORED))
+    assert [bool(o.result) for o in score(client_of(server), photo, photo, photo)] == [False, True, True]
+    assert waits == [*PATIENCE, PATIENCE[0]]
+
+
+def test_only_a_service_elsewhere_is_asked_through_a_proxy(client_of, photo, monkeypatch):
+    proxy, server = Scripted(JSONResponse({"by": "proxy"})), Scripted(JSONResponse(SCORED))
+    address = str(client_of(proxy)._http.base_url)
+    here = str(client_of(server)._http.base_url)
+    for name in ("NO_PROXY", "ALL_PROXY", "HTTP_PROXY", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", address)
+    for url, result in (
+        (here, SCORED),
+        (here.replace("127.0.0.1", "localhost"), SCORED),
+        ("http://fooddx.invalid", {"by": "proxy"}),
+    ):
+        with Client(url, API_KEY) as client:
+            assert score(client, photo)[0].result == result
 
 
 @pytest.mark.parametrize("url", ["", "fooddx", "ftp://127.0.0.1", "http://a:b", "127.0.0.1:8000"])

@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVE_VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
     "RAY_AUTH_MODE": "token",
 }
 STUB_RAY = '#!/bin/sh\nenv > "$HOME/$1.env"\necho "$@" > "$HOME/$1.arguments"\n'

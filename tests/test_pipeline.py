@@ -11,7 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import redis
@@ -541,17 +541,47 @@ class TestAClientThatGoesAway:
         play(make_local, story)
 
     def test_at_any_moment_leaves_all_or_nothing(self, make_local, store):
+        """Gone as a stage begins, and 1, 2, 4 … 256 turns of the event loop later."""
+
         async def story(me: Tenant) -> None:
-            finished = 0
-            for number in range(60):
+            reached, watched = asyncio.Event(), ""
+            written, cancelled = set(), Counter()
+
+            def watch(owner: object, stage: str) -> None:
+                work = getattr(owner, stage)
+
+                async def begun(*args):
+                    if stage == watched:
+                        reached.set()
+                    if stage == "finish":
+                        written.add(args[0].sha256)
+                    return await work(*args)
+
+                setattr(owner, stage, begun)
+
+            me.scorer.before = lambda _: asyncio.sleep(0)
+            stages = {
+                "begin": me.service.results,
+                "put": me.service.images,
+                "before": me.scorer,
+                "finish": me.service.results,
+            }
+            for stage, owner in stages.items():
+                watch(owner, stage)
+            moments = product(stages, (0, *(2**n for n in range(9))))
+            for number, (watched, turns) in enumerate(moments):
+                reached.clear()
                 request = asyncio.create_task(me.score(meal(number), key=f"k{number}", user="ann"))
-                await asyncio.sleep(0.0004 * number)
+                await reached.wait()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
                 request.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await request
-                    finished += 1
-            assert finished < 60
+                cancelled[watched] += request.cancelled()
+            assert all(cancelled[stage] for stage in stages), cancelled
             await consistent(me, store.url)
+            assert me.photos() == written
 
         play(make_local, story)
 

@@ -237,27 +237,62 @@ class TestDeletion:
 
         play(make_local, story)
 
-    def test_with_the_photos_out_of_reach_is_finished_by_the_sweep(
-        self, make_local, store, tmp_path, monkeypatch
+    def test_with_the_photos_out_of_reach_deletes_nothing_and_may_be_repeated(
+        self, make_local, store, tmp_path
     ):
-        monkeypatch.setattr("app.records.SWEEP_AGE", timedelta(0))
         folder, aside = tmp_path / "images", tmp_path / "aside"
 
         async def story(me: Tenant) -> None:
-            result = await me.score(meal())
+            result = await me.score(meal(), user="ann")
             folder.rename(aside)
             folder.write_text("")
             with pytest.raises(ImagesUnavailable):
-                await me.service.records.delete(me.name, result.id)
-            with pytest.raises(NotFound):
-                await me.service.records.get(me.name, result.id)
+                await me.service.records.delete_user(me.name, "ann")
             folder.unlink()
             aside.rename(folder)
-            assert me.photos() == {result.image.sha256}
-            assert await me.service.records.sweep(me.name) == 0
+            assert (await me.service.records.get(me.name, result.id)).id == result.id
             forget(store.url, me.name, f"claim:{result.image.sha256}")
-            assert await me.service.records.sweep(me.name) == 1
+            await me.service.records.delete_user(me.name, "ann")
             assert me.photos() == await me.kept(store.url) == set()
+
+        play(make_local, story)
+
+    def test_of_a_photo_in_work_waits_for_it(self, make_local, store):
+        async def story(me: Tenant) -> None:
+            data = meal()
+            first = await me.score(data)
+            me.service.pipeline.judge = me.service.pipeline.judge.adjusted({"dish": 0.06})
+            scoring = asyncio.Event()
+
+            async def hold(_: object) -> None:
+                scoring.set()
+                await asyncio.sleep(0.2)
+
+            me.scorer.before = hold
+            again = asyncio.create_task(me.score(data))
+            await scoring.wait()
+            await me.service.records.delete(me.name, first.id)
+            second = await again
+            assert me.photos() == {second.image.sha256}
+            await me.service.records.delete(me.name, second.id)
+            assert me.photos() == await me.kept(store.url) == set()
+
+        play(make_local, story)
+
+    def test_goes_on_when_the_client_goes_away(self, make_local, store):
+        async def story(me: Tenant) -> None:
+            result = await me.score(meal())
+            deletion = asyncio.create_task(me.service.records.delete(me.name, result.id))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            deletion.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await deletion
+            async with asyncio.timeout(20):
+                while me.photos():  # noqa: ASYNC110 - nobody is left to tell when it is done
+                    await asyncio.sleep(0.01)
+                while await me.kept(store.url):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
         play(make_local, story)
 
@@ -290,7 +325,12 @@ class TestDeletion:
         async def story(me: Tenant) -> None:
             results = [await me.score(meal(), user="ann") for _ in range(2)]
             # A diary entry alone, as a store restored from an older copy could hold.
-            await me.service.results.delete(me.name, results[0].id, results[0].image.sha256, "x", "other")
+            gone = results[0]
+            for photo_gone in (False, True):
+                await me.service.results.delete(
+                    me.name, gone.id, gone.image.sha256, "x", "other", photo_gone=photo_gone
+                )
+            await me.service.images.delete(gone.image.key)
             await me.service.records.delete_user(me.name, "ann")
             assert me.photos() == await me.kept(store.url) == set()
 

@@ -35,7 +35,9 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid_utils.uuid7().hex
+        # Serve sends back whatever came, so behind it the id must be that; in the logs it is escaped.
+        usable = given if not self._echo else _REQUEST_ID.fullmatch(given)
+        request_id = given if usable else uuid_utils.uuid7().hex
         stages = Stages()
         scope.setdefault("state", {}).update(request_id=request_id, stages=stages)
 

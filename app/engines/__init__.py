@@ -16,6 +16,7 @@ from models import selftest
 from models.manifest import Manifest
 
 Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float32]
 Probabilities = NDArray[np.float32]
 Device = Literal["cpu", "cuda"]
 
@@ -32,10 +33,11 @@ class Engine(Protocol):
     input_size: int
 
     def predict(self, pixels: Pixels) -> Probabilities:
-        """Probabilities, float32 (N, ``manifest.width``), of photos, uint8 (N, input_size, input_size, 3).
+        """Probabilities, float32 (N, ``manifest.logits``), of photos, uint8 (N, input_size, input_size, 3).
 
         N may be anything from 0 up. Rows do not depend on each other. Gives up the GIL while computing.
-        Raises ValueError for another shape or dtype, EngineError when the device fails.
+        Raises ValueError for another shape or dtype, EngineError when the device fails or its answer holds
+        anything but finite numbers.
         """
         ...
 
@@ -64,6 +66,12 @@ def check_pixels(pixels: Pixels, size: int) -> None:
     """Raise ValueError unless ``pixels`` is uint8 (N, size, size, 3)."""
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (N, {size}, {size}, 3)")
+
+
+def check_finite(logits: Logits, name: str) -> None:
+    """Raise EngineError if the network of the engine ``name`` answered with an infinity or no number."""
+    if not np.isfinite(logits).all():
+        raise EngineError(f"{name}: the network answers with numbers that are not finite")
 
 
 def run_self_test(engine: Engine, artefacts: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.engines import EngineError, Pixels, Probabilities, check_pixels, run_self_test
+from app.engines import EngineError, Pixels, Probabilities, check_finite, check_pixels, run_self_test
 from models.heads import probabilities
 from models.manifest import Manifest
 from models.network import WeightsError, load_network
@@ -46,6 +46,7 @@ class CudaEngine:
                 logits[start : start + largest] = self._infer(pixels[start : start + largest])
         except RuntimeError as error:  # includes torch.AcceleratorError; a CUDA context does not recover
             raise EngineError(f"{self.name}: inference failed: {error}") from error
+        check_finite(logits, self.name)
         return probabilities(logits, self._manifest.heads, self._manifest.temperature)
 
     def warm_up(self, max_batch: int) -> None:

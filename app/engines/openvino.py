@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import openvino
 
-from app.engines import EngineError, Pixels, Probabilities, check_pixels, run_self_test
+from app.engines import EngineError, Pixels, Probabilities, check_finite, check_pixels, run_self_test
 from models.heads import probabilities
 from models.manifest import Manifest
 
@@ -69,6 +69,7 @@ class OpenVinoEngine:
                     row[:] = request.get_output_tensor(0).data[0]
         except RuntimeError as error:
             raise EngineError(f"{self.name}: inference failed: {error}") from error
+        check_finite(logits, self.name)
         return probabilities(logits, self._manifest.heads, self._manifest.temperature)
 
     def warm_up(self, max_batch: int) -> None:

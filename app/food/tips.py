@@ -101,15 +101,12 @@ def excluded_tags(profile: Profile) -> frozenset[str]:
     return tags | _MEAT if "meat" in tags else tags
 
 
-def rank(
-    tips: Iterable[Tip], context: TipContext, profile: Profile, seed: int | str, last: str | None = None
-) -> tuple[Tip, ...]:
+def rank(tips: Iterable[Tip], context: TipContext, profile: Profile, seed: int | str) -> tuple[Tip, ...]:
     """Every tip this person may be given for this photo, best first.
 
     The more specific a tip, the earlier it comes; equals are shuffled by ``seed`` (an image id, say), and
-    the order of the table plays no part. The tip whose id is ``last`` is never first. With a table from
-    `load_tips` there are at least two, and they differ: a caller who finds that the first was shown last
-    time takes the second.
+    the order of the table plays no part. With a table from `load_tips` there are at least two, and they
+    differ: a caller who finds that the first was shown last time takes the second.
     """
     excluded = excluded_tags(profile)
     if not excluded.isdisjoint(context.contains):
@@ -128,10 +125,7 @@ def rank(
     def order(tip: Tip) -> tuple[int, bytes]:
         return -tip.specificity, blake2b(f"{seed}/{tip.id}".encode(), digest_size=8).digest()
 
-    candidates.sort(key=order)
-    if len(candidates) > 1 and candidates[0].id == last:
-        candidates[0], candidates[1] = candidates[1], candidates[0]
-    return tuple(candidates)
+    return tuple(sorted(candidates, key=order))
 
 
 def _parse_all(rows: Iterator[list[str]]) -> Iterator[Tip]:

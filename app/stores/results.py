@@ -40,7 +40,7 @@ _SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt")
 _SOCKET_TIMEOUT_S: Final = 0.5
 _POOL_SIZE: Final = 64
 # How long whoever deletes a photo keeps others from storing it again, should they die meanwhile.
-_CLEANUP_MS: Final = 30_000
+_CLEANUP_MS: Final = 10_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -171,17 +171,18 @@ class ResultStore:
         )  # fmt: skip
         return cast(Any, answer[0].decode()), answer[1] if len(answer) > 1 else b""
 
-    async def abandon(self, ticket: Ticket) -> bool:
+    async def abandon(self, ticket: Ticket) -> str | None:
         """Give up what a request that fails has claimed, if anything: the photo, its Idempotency-Key.
 
         Returns:
-            True when the caller must now delete the photo, stored or not, and then call release.
+            None, or the token of the claim: the caller must now delete the photo, stored or not, and then
+            call release with it.
         """
         key = _keys(ticket.tenant)
         sha = ticket.sha256
         keys = [key.idem(ticket.idempotency_key), key.claim(sha), key.refs(sha), key.pending]
         answer = await self._run("abandon", keys, [ticket.token, sha, _CLEANUP_MS])
-        return answer[0] == b"orphan"
+        return answer[1].decode() if answer[0] == b"orphan" else None
 
     async def release(self, tenant: str, sha256: str, token: str) -> None:
         """Let go of a claim that was kept while a photo was deleted."""
@@ -189,19 +190,24 @@ class ResultStore:
         await self._run("release", [key.claim(sha256), key.pending], [token, sha256])
 
     async def delete(
-        self, tenant: str, result_id: str, sha256: str, token: str, user: str | None
-    ) -> Literal["missing", "kept", "last"]:
-        """Delete a result; at ``last`` the caller deletes the photo and then calls release.
+        self, tenant: str, result_id: str, sha256: str, token: str, user: str | None, *, photo_gone: bool
+    ) -> Literal["missing", "busy", "photo", "deleted"]:
+        """Delete a result, in two calls when its photo goes with it.
 
         An Idempotency-Key that led to it stays known until it expires, and answers NotFound.
+
+        Returns:
+            ``photo``: nothing else rests on the photo, delete it and call again with ``photo_gone``, soon;
+            ``deleted``; ``busy``: somebody is at work on this photo, ask again; ``missing``.
         """
         key = _keys(tenant)
         keys = [
             key.result(result_id), key.refs(sha256), key.seen(sha256), key.claim(sha256), key.pending,
             key.diary(user), key.reviews,
         ]  # fmt: skip
-        answer = await self._run("delete", keys, [result_id, sha256, token, _CLEANUP_MS])
-        outcome: Literal["missing", "kept", "last"] = cast(Any, answer[0].decode())
+        args: list[str | int] = [result_id, sha256, token, _CLEANUP_MS, "1" if photo_gone else ""]
+        outcome: Literal["missing", "busy", "photo", "deleted"]
+        outcome = cast(Any, (await self._run("delete", keys, args))[0].decode())
         return outcome
 
     async def forget_entry(self, tenant: str, user: str, result_id: str) -> None:

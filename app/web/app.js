@@ -3,15 +3,16 @@
 import { ApiError, deleteScore, scorePhoto } from "./api.js";
 import * as storage from "./storage.js";
 import { chips, failure, outcome, tile, waiting, welcome } from "./view.js";
-import { PROFILE, explain, spoken } from "./words.js";
+import { IN_DOUBT, PROFILE, explain, spoken } from "./words.js";
 
 const IN_FLIGHT_MAX = 3;
 const THUMB_PX = 320;
 
 const $ = (id) => document.getElementById(id);
 
-// An item is one photo: {id, name, state, photo?, url?, thumb?, profile?, answer?, error?, tile}.
+// An item is one photo: {id, name, state, photo?, url?, thumb?, profile?, answer?, error?, inDoubt?, tile}.
 // state: queued → sending → done | failed | key. Its id is also its Idempotency-Key, through every retry.
+// inDoubt: a try of it broke off, so that the service may have it although it gave no result.
 let items = []; // newest first
 let current = null;
 let apiKey = null;
@@ -85,6 +86,7 @@ function fail(item, error, usedKey) {
   if (!(error instanceof ApiError)) throw error;
   item.error = error;
   item.state = error.status === 401 ? "key" : "failed";
+  item.inDoubt ||= error.status === 0 || error.status >= 500;
   say(explain(error).join(". "));
   if (error.status !== 401) return;
   if (apiKey === usedKey) setKey(null);
@@ -213,19 +215,27 @@ function clearList() {
 let doomed = null;
 
 function askDelete(item) {
-  if (item.state !== "done") {
+  if (item.state !== "done" && !item.inDoubt) {
     drop([item]); // the service never had it
     say("Removed.");
     return;
   }
   doomed = item;
-  $("delete-title").textContent = "Delete this photo?";
-  $("delete-what").textContent = "The photo and its result are removed from the service. This cannot be undone.";
+  const [title, meaning] = item.state === "done"
+    ? ["Delete this photo?", "The photo and its result are removed from the service. This cannot be undone."]
+    : [IN_DOUBT.title, IN_DOUBT.meaning];
+  $("delete-title").textContent = title;
+  $("delete-what").textContent = meaning;
   $("delete-dialog").showModal();
 }
 
 async function confirmDelete() {
   const item = doomed;
+  if (item.state !== "done") {
+    drop([item]);
+    say(IN_DOUBT.done);
+    return;
+  }
   try {
     await deleteScore(item.answer.result.id, apiKey);
     drop([item]);

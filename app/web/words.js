@@ -111,6 +111,13 @@ export const ERRORS = {
   internal: ["Something went wrong on our side", "Try again. If it stays, give the request id below to whoever runs this service."],
 };
 
+/** Before and after a photo is deleted whose last answer got lost: nobody here knows what the service has. */
+export const IN_DOUBT = {
+  title: "Delete this photo from the list?",
+  meaning: "It goes off this list only. The service may still have the photo.",
+  done: "Off this list. The service may still have the photo.",
+};
+
 /** [what happened, what to do next] for an error, also one with a code this page does not know. */
 export function explain(error) {
   return ERRORS[error.code] ?? [error.title || ERRORS.internal[0], error.detail || ERRORS.internal[1]];

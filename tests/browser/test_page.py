@@ -393,6 +393,30 @@ def test_a_photo_stays_listed_when_its_deletion_fails(page: Page, service: Any) 
     expect(page.locator("#history-list li")).to_have_count(1)
 
 
+def test_a_photo_that_the_service_may_have_goes_off_the_list_with_a_word(page: Page, service: Any) -> None:
+    page.route("**/v1/scores", lambda route: route.abort())
+    sign_in(page, service)
+    choose(page, photo())
+    expect(page.locator(".failure h2")).to_have_text("The connection broke")
+    page.locator("#history-list .bin").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The service may still have the photo.")
+    page.get_by_role("button", name="Keep it").click()
+    expect(page.locator("#history-list li")).to_have_count(1)
+    page.locator("#history-list .bin").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.locator("#history")).to_be_hidden()
+    expect(page.locator("#status")).to_have_text("Off this list. The service may still have the photo.")
+
+
+def test_a_photo_that_the_service_refused_is_removed_at_once(page: Page, service: Any) -> None:
+    sign_in(page, service)
+    choose(page, photo("notes.txt", b"two eggs, toast", "text/plain"))
+    expect(page.locator(".failure h2")).to_have_text("This is not a photo we can read")
+    page.locator("#history-list .bin").click()
+    expect(page.locator("#history")).to_be_hidden()
+    expect(page.locator("#status")).to_have_text("Removed.")
+
+
 def test_forgetting_the_key_empties_the_tab(page: Page, service: Any) -> None:
     sign_in(page, service)
     choose(page, photo())

@@ -84,13 +84,13 @@ def test_a_photo_gets_its_probabilities_and_its_times(play: Any) -> None:
 
 def test_what_comes_while_a_batch_is_in_work_makes_the_next_one(play: Any) -> None:
     async def story(scorer: Recorder) -> list[int]:
-        scorer.hold_s = 0.3
+        scorer.hold_s = 1.0
         first = asyncio.create_task(scorer.run(job()))
         await asyncio.to_thread(scorer.started.wait, 10)
         late = []
         for value in range(12):
             late.append(asyncio.create_task(scorer.run(job(value=value))))
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
         outcomes = await asyncio.gather(first, *late)
         assert all(isinstance(outcome, Inference) for outcome in outcomes)
         return scorer.batches

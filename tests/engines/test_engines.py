@@ -69,7 +69,7 @@ def test_an_engine_sees_what_is_in_a_photo(engine, name):
         manifest.input.size,
     )
     found = running.predict(photos(name))
-    assert found.shape == (len(PHOTOS), manifest.width)
+    assert found.shape == (len(PHOTOS), manifest.logits)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     coffee, chelsea, *_ = found.argmax(axis=1)
@@ -111,7 +111,7 @@ def test_a_batch_is_its_photos_one_by_one(engine, monkeypatch):
 
 @ENGINES
 def test_an_empty_batch_is_fine(engine):
-    assert engine(LITE0.name).predict(np.empty((0, 224, 224, 3), np.uint8)).shape == (0, LITE0.width)
+    assert engine(LITE0.name).predict(np.empty((0, 224, 224, 3), np.uint8)).shape == (0, LITE0.logits)
 
 
 @ENGINES
@@ -215,6 +215,35 @@ def test_a_failing_device_is_an_engine_error(monkeypatch):
     monkeypatch.setattr(engine, "_requests", [BrokenRequest()])
     with pytest.raises(EngineError, match="inference failed"):
         engine.predict(photos(LITE0.name))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_an_answer_that_is_not_finite_is_an_engine_error(monkeypatch, wrong):
+    answer = np.zeros((2, LITE0.logits), np.float32)
+    answer[1, 7] = wrong  # one number of one photo
+
+    engine = CudaEngine(LITE0, build(LITE0.name, BUILT), device="cpu")
+    monkeypatch.setattr(engine, "_network", lambda _: torch.from_numpy(answer))
+    with pytest.raises(EngineError, match="not finite"):
+        engine.predict(photos(LITE0.name)[:2])
+
+    class Request:
+        def __init__(self, row):
+            self.data = row[None]
+
+        def start_async(self, _):
+            pass
+
+        def wait(self):
+            pass
+
+        def get_output_tensor(self, _):
+            return self
+
+    engine = OpenVinoEngine(LITE0, build(LITE0.name, BUILT), threads=2)
+    monkeypatch.setattr(engine, "_requests", [Request(row) for row in answer])
+    with pytest.raises(EngineError, match="not finite"):
+        engine.predict(photos(LITE0.name)[:2])
 
 
 def test_cuda_works_where_there_is_a_gpu_and_says_so_where_there_is_none():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from app.errors import BadImage, TruncatedImage
+from app.imaging import decode as decode_module
 from app.imaging.decode import InputSpec, decode, upright
 from app.imaging.guards import ImageLimits, inspect
 from tests.photos import STORED, coffee_image, coffee_jpeg, coffee_png, encoded
@@ -123,6 +124,23 @@ def test_upright_undoes_how_a_photo_is_stored(height, width, orientation):
 
 
 GREY = coffee_image(320, 240, "L")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I", "F", "CMYK"])
+@pytest.mark.parametrize("size", [(1501, 1103), (90, 1200)])  # averaged down and not
+def test_bands_of_rows_leave_no_seam(monkeypatch, mode, size):
+    image = coffee_image(*size, mode if mode in ("RGB", "RGBA", "LA", "P", "1", "CMYK") else "L")
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.linear_gradient("L").resize(size))
+    if mode in ("I;16", "I", "F"):
+        image = Image.fromarray(np.asarray(image).astype({"I;16": "u2", "I": "i4", "F": "f4"}[mode]) * 200)
+    data = encoded(image, "TIFF" if mode in ("F", "I", "CMYK") else "PNG")
+    assert inspect(data, LIMITS).mode == mode
+    whole = decode(data, inspect(data, LIMITS), [LITE0])
+    monkeypatch.setattr(decode_module, "_BAND_PIXELS", 7000)
+    banded = decode(data, inspect(data, LIMITS), [LITE0])
+    assert np.array_equal(whole.pixels[0], banded.pixels[0])
+    assert np.array_equal(whole.luma, banded.luma)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])

@@ -111,6 +111,28 @@ def test_pixels_are_capped():
         inspect(data, ImageLimits(max_pixels=60 * 40 - 1))
 
 
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_what_is_decoded_whole_has_a_lower_cap(image_format):
+    data, pixels = encoded(coffee_image(60, 40), image_format), 60 * 40
+    inspect(data, ImageLimits(max_pixels=pixels, max_pixels_whole=pixels))
+    low = ImageLimits(max_pixels_whole=pixels - 1)
+    if image_format == "JPEG":
+        inspect(data, low)
+        return
+    with pytest.raises(TooManyPixels, match=f"of image/{image_format.lower()} at most {pixels - 1} "):
+        inspect(data, low)
+    with pytest.raises(TooManyPixels):  # a lower cap for all formats is one for these, too
+        inspect(data, ImageLimits(max_pixels=pixels - 1, max_pixels_whole=pixels + 1))
+
+
+def test_photos_of_cameras_pass():
+    inspect(jpeg(8192, 6100), LIMITS)  # 50 MP
+    inspect(png(4032, 3024, (b"IDAT", b"")), LIMITS)  # 12 MP
+    inspect(encoded(Image.new("RGB", (4032, 3024)), "WEBP", method=0), LIMITS)
+    with pytest.raises(TooManyPixels, match="16000000"):
+        inspect(png(4001, 4000, (b"IDAT", b"")), LIMITS)
+
+
 def test_both_sides_need_a_minimum():
     inspect(coffee_jpeg(16, 16), LIMITS)
     with pytest.raises(TooFewPixels):

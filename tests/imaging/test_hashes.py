@@ -1,5 +1,3 @@
-import hashlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +7,10 @@ from skimage import data
 
 from app.imaging.decode import decode
 from app.imaging.guards import ImageLimits, inspect
-from app.imaging.hashes import PDQ_MATCH, hamming, pdq, sha256
+from app.imaging.hashes import pdq
 from tests.photos import coffee_image, coffee_jpeg
 
-HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
+PDQ_MATCH = 31  # as far apart as its authors let two hashes of the same picture be
 
 # What pdqhash 0.2.8, the binding of the C++ reference, says of these photos.
 REFERENCE = {
@@ -21,6 +19,10 @@ REFERENCE = {
     "chelsea": "5feb5321f01da156898e2bf629a5d3438412cdbd23f48942464526315db33ffd",
     "camera": "dc9c9d3b746978f888f40ce6e5c3f70f7266623e8d989cb99f21f2010841e1c7",
 }
+
+
+def hamming(a: str, b: str) -> int:
+    return (int(a, 16) ^ int(b, 16)).bit_count()
 
 
 def luma(image: Image.Image) -> np.ndarray:
@@ -69,24 +71,3 @@ def test_pdq_sets_half_of_its_bits_for_noise_of_any_size(height, width, seed):
     assert int(text, 16).bit_count() <= 128
     if min(height, width) >= 64:
         assert int(text, 16).bit_count() == 128
-
-
-@given(HEX, HEX, HEX)
-def test_hamming_is_a_metric(a, b, c):
-    assert hamming(a, a) == 0
-    assert hamming(a, b) == hamming(b, a) <= 256
-    assert (hamming(a, b) == 0) == (a == b)
-    assert hamming(a, c) <= hamming(a, b) + hamming(b, c)
-
-
-def test_hamming_counts_bits():
-    assert hamming("0" * 64, "f" * 64) == 256
-    assert hamming("00", "81") == 2
-    with pytest.raises(ValueError, match="lengths"):
-        hamming("00", "000")
-
-
-@given(st.binary())
-def test_sha256_is_the_standard_one(content):
-    assert sha256(content) == hashlib.sha256(content).hexdigest()
-    assert sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

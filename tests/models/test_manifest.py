@@ -51,6 +51,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(name):
         ('version = "1"', 'version = "1/../.."', "version"),
         ('labels = "imagenet.csv"', 'labels = "nowhere.csv"', "nowhere.csv"),
         ('kind = "classes"', 'kind = "regression"', "heads.0.kind"),
+        ('kind = "classes"', 'kind = "score"', "heads.0.kind"),
         ('kind = "classes"', 'kind = "gate"', "classes"),
         ("size = 1000", "size = 1000.5", "heads.0.size"),
         ("[[heads]]", '[[heads]]\nname = "labels"\nkind = "gate"\nsize = 1\n[[heads]]', "same name"),
@@ -75,8 +76,8 @@ def test_columns_say_where_each_kind_of_head_is():
     manifest = parse_manifest("imagenet-lite0", TEXT.replace("[[heads]]", f"{GATE_HEAD}[[heads]]"))
     assert manifest.columns("gate") == slice(0, 1)
     assert manifest.columns("classes") == slice(1, 1001)
-    assert manifest.columns("score") is None
-    assert (manifest.logits, manifest.width) == (1001, 1001)
+    assert manifest.logits == 1001
+    assert load_manifest("imagenet-lite0").columns("gate") is None
 
 
 def test_as_many_labels_as_classes():

@@ -22,6 +22,7 @@ from tests.rooms import forget, keys, new_tenant
 
 SHA = "5a" * 32
 OTHER_SHA = "c3" * 32
+GIVEN_UP = "first:given-up"
 HOUR_MS = 3_600_000
 
 
@@ -50,8 +51,10 @@ class Shop:
         assert (await self.results.finish(ticket, made))[0] == "written"
         return made.id
 
-    async def delete(self, result_id: str, who: str = "eraser", user: str | None = None) -> str:
-        return await self.results.delete(self.tenant, result_id, SHA, who, user)
+    async def delete(
+        self, result_id: str, who: str = "eraser", user: str | None = None, photo_gone: bool = False
+    ) -> str:
+        return await self.results.delete(self.tenant, result_id, SHA, who, user, photo_gone=photo_gone)
 
     def kept(self) -> set[str]:
         return keys(self.url, self.tenant)
@@ -246,7 +249,7 @@ class TestFinish:
             assert outcome == ("written", again.bodies[0])
             assert (await shop.begin(shop.ticket("third"))).value == f"of {first}".encode()
             assert (await shop.begin(shop.ticket("third", revision="r2"))).kind == "busy"
-            assert await shop.delete(first) == "kept"
+            assert await shop.delete(first) == "deleted"
             assert await shop.results.get(shop.tenant, again.id) == again.bodies[0]
 
         shop(story)
@@ -255,7 +258,7 @@ class TestFinish:
         async def story(shop: Shop) -> None:
             first = await shop.written()
             await shop.delete(first)
-            await shop.results.release(shop.tenant, SHA, "eraser")
+            await shop.delete(first, photo_gone=True)
             assert await shop.results.finish(shop.keyed("second"), a_record(reused=True)) == ("gone", b"")
             assert shop.kept() == set()
 
@@ -302,10 +305,12 @@ class TestAbandon:
     def test_an_orphan_stays_claimed_until_it_is_released(self, shop):
         async def story(shop: Shop) -> None:
             await shop.begin(shop.ticket())
-            assert await shop.results.abandon(shop.ticket())
+            assert await shop.results.abandon(shop.ticket()) == GIVEN_UP
             assert await shop.begin(shop.ticket("second")) == Begun("busy")
             assert "pending" in shop.kept()
             await shop.results.release(shop.tenant, SHA, "first")
+            assert "pending" in shop.kept(), "the request's own token holds nothing any more"
+            await shop.results.release(shop.tenant, SHA, GIVEN_UP)
             assert shop.kept() == set()
 
         shop(story)
@@ -350,19 +355,22 @@ class TestAbandon:
     def test_sent_again_it_answers_the_same(self, shop):
         async def story(shop: Shop) -> None:
             await shop.begin(shop.keyed())
-            assert await shop.results.abandon(shop.keyed())
-            assert await shop.results.abandon(shop.keyed())
-            await shop.results.release(shop.tenant, SHA, "first")
+            assert await shop.results.abandon(shop.keyed()) == GIVEN_UP
+            assert await shop.results.abandon(shop.keyed()) == GIVEN_UP
+            await shop.results.release(shop.tenant, SHA, GIVEN_UP)
             assert not await shop.results.abandon(shop.keyed())
             assert shop.kept() == set()
 
         shop(story)
 
-    def test_nothing_can_be_finished_once_the_claim_is_released(self, shop):
+    def test_nothing_can_be_finished_once_it_is_given_up(self, shop):
+        """A finish that was sent before and lands after, the photo's deletion under way or done."""
+
         async def story(shop: Shop) -> None:
             await shop.begin(shop.ticket())
             await shop.results.abandon(shop.ticket())
-            await shop.results.release(shop.tenant, SHA, "first")
+            assert await shop.results.finish(shop.ticket(), a_record()) == ("lost", b"")
+            await shop.results.release(shop.tenant, SHA, GIVEN_UP)
             assert await shop.results.finish(shop.ticket(), a_record()) == ("lost", b"")
 
         shop(story)
@@ -388,13 +396,13 @@ class TestDelete:
 
         shop(story)
 
-    def test_the_last_one_leaves_only_the_claim_on_the_photo(self, shop):
+    def test_the_last_one_stays_until_its_photo_is_gone(self, shop):
         async def story(shop: Shop) -> None:
             result_id = await shop.written(user="ann", needs_review=True)
-            assert await shop.delete(result_id, user="ann") == "last"
-            assert shop.kept() == {f"claim:{SHA}", "pending"}
+            assert await shop.delete(result_id, user="ann") == "photo"
+            assert await shop.results.get(shop.tenant, result_id) is not None
             assert await shop.begin(shop.ticket("second")) == Begun("busy")
-            await shop.results.release(shop.tenant, SHA, "eraser")
+            assert await shop.delete(result_id, user="ann", photo_gone=True) == "deleted"
             assert shop.kept() == set()
 
         shop(story)
@@ -404,39 +412,55 @@ class TestDelete:
             first = await shop.written()
             again = a_record(reused=True)
             await shop.results.finish(shop.ticket("second"), again)
-            assert await shop.delete(first) == "kept"
+            assert await shop.delete(first) == "deleted"
             assert shop.kept() == {f"result:{again.id}", f"refs:{SHA}"}
             assert await shop.begin(shop.ticket("third")) == Begun("claimed")
 
         shop(story)
 
-    def test_a_photo_that_is_being_scored_is_left_to_the_scorer(self, shop):
+    def test_a_photo_in_work_is_busy(self, shop):
         async def story(shop: Shop) -> None:
             first = await shop.written()
             await shop.begin(shop.ticket("second", revision="r2"))
-            assert await shop.delete(first) == "kept"
+            assert await shop.delete(first) == "busy"
             record = a_record()
             outcome = await shop.results.finish(shop.ticket("second", revision="r2"), record)
             assert outcome == ("written", record.bodies[0])
-            assert await shop.delete(record.id) == "last"
+            assert await shop.delete(first) == "deleted"
+            assert await shop.delete(record.id) == "photo"
+            assert await shop.delete(record.id, who="other") == "busy"
 
         shop(story)
 
-    def test_a_scorer_that_fails_then_finds_the_orphan(self, shop):
+    def test_nothing_can_be_reused_while_its_photo_is_deleted(self, shop):
         async def story(shop: Shop) -> None:
             first = await shop.written()
-            await shop.begin(shop.ticket("second", revision="r2"))
-            assert await shop.delete(first) == "kept"
-            assert await shop.results.abandon(shop.ticket("second", revision="r2"))
+            assert (await shop.begin(shop.ticket("second"))).kind == "seen"
+            assert await shop.delete(first) == "photo"
+            assert await shop.results.finish(shop.ticket("second"), a_record(reused=True)) == ("gone", b"")
+
+        shop(story)
+
+    def test_a_deletion_that_stopped_half_way_can_be_asked_for_again(self, shop):
+        async def story(shop: Shop) -> None:
+            result_id = await shop.written()
+            assert await shop.delete(result_id) == "photo"
+            forget(shop.url, shop.tenant, f"claim:{SHA}")
+            assert not await shop.results.adopt(shop.tenant, SHA, "sweeper")
+            assert await shop.delete(result_id, who="other") == "photo"
+            assert await shop.delete(result_id, who="other", photo_gone=True) == "deleted"
+            assert shop.kept() == set()
 
         shop(story)
 
     def test_sent_again_it_answers_the_same(self, shop):
         async def story(shop: Shop) -> None:
             result_id = await shop.written()
-            assert await shop.delete(result_id) == "last"
-            assert await shop.delete(result_id) == "last"
-            assert await shop.delete(result_id, who="other") == "missing"
+            assert await shop.delete(result_id) == "photo"
+            assert await shop.delete(result_id) == "photo"
+            assert await shop.delete(result_id, photo_gone=True) == "deleted"
+            assert await shop.delete(result_id, photo_gone=True) == "deleted"
+            assert await shop.delete(result_id) == "missing"
 
         shop(story)
 
@@ -444,6 +468,7 @@ class TestDelete:
         async def story(shop: Shop) -> None:
             result_id = await shop.written(shop.keyed())
             await shop.delete(result_id)
+            await shop.delete(result_id, photo_gone=True)
             assert await shop.begin(shop.keyed("second")) == Begun("replay", result_id.encode())
             assert await shop.results.get(shop.tenant, result_id) is None
 
@@ -669,7 +694,7 @@ def all_calls(shop: Shop, result_id: str) -> list[Callable[[], Awaitable[object]
         lambda: results.finish(shop.ticket("later"), a_record(reused=True)),
         lambda: results.abandon(shop.ticket("later")),
         lambda: results.release(tenant, SHA, "later"),
-        lambda: results.delete(tenant, str(uuid.uuid4()), OTHER_SHA, "later", None),
+        lambda: results.delete(tenant, str(uuid.uuid4()), OTHER_SHA, "later", None, photo_gone=False),
         lambda: results.adopt(tenant, OTHER_SHA, "later"),
         lambda: results.get(tenant, result_id),
         lambda: results.get_many(tenant, [result_id]),
