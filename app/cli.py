@@ -80,7 +80,7 @@ def _serve(_: argparse.Namespace) -> int:
 
     try:
         serve_forever(load_settings(), ERR)
-    except (ServingError, EmbeddedStoreError, BuildError) as error:
+    except (ServingError, EmbeddedStoreError, BuildError, OSError) as error:
         return _complain(error)
     return 0
 

@@ -7,6 +7,7 @@
 import atexit
 import logging
 from pathlib import Path
+from typing import Any
 
 import ray
 from pydantic import SecretStr
@@ -42,8 +43,17 @@ def graph(settings: Settings) -> Application:
     api_key = settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
     device = _device(settings)
 
-    # One JSON object a line, with the request's id; our line per photo replaces Serve's access log.
-    logging_config = LoggingConfig(encoding="JSON", log_level=settings.log_level, enable_access_log=False)
+    common: dict[str, Any] = {
+        # Asked often, so that a broken replica is soon replaced; a busy one gets 10 s to answer.
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 10,
+        # A replica that is to go finishes what it holds, and is asked twice a second whether it has.
+        "graceful_shutdown_wait_loop_s": 0.5,
+        # One JSON object a line, with the request's id; our line per photo replaces Serve's access log.
+        "logging_config": LoggingConfig(
+            encoding="JSON", log_level=settings.log_level, enable_access_log=False
+        ),
+    }
 
     # A replica holds what it works on plus a short queue; what is beyond is refused where it came from, so
     # that the wait never outlives the budget. Four batches at the scorer keep the engine fed.
@@ -54,12 +64,10 @@ def graph(settings: Settings) -> Application:
         max_ongoing_requests=4 * settings.batch_size,
         max_queued_requests=settings.max_in_flight * settings.ingress_replicas,
         ray_actor_options={"num_cpus": settings.scorer_threads, "num_gpus": int(device == "cuda")},
+        # Changed by a new deploy without a restart, as are the ingress's thresholds.
         user_config={"batch_size": settings.batch_size, "batch_wait_ms": settings.batch_wait_ms},
-        health_check_period_s=2,
-        health_check_timeout_s=10,
-        graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=10,
-        logging_config=logging_config,
+        **common,
     ).bind(settings.models, settings.models_dir, device, settings.scorer_threads, settings.batch_size)
 
     preprocessor = serve.deployment(
@@ -68,12 +76,10 @@ def graph(settings: Settings) -> Application:
         num_replicas=settings.preprocessor_replicas,
         max_ongoing_requests=settings.max_in_flight,
         max_queued_requests=settings.max_in_flight,
+        # With the ingress one core, so that the graph fits two: CPUs are Ray's bookkeeping, not a limit.
         ray_actor_options={"num_cpus": 0.8},
-        health_check_period_s=2,
-        health_check_timeout_s=10,
-        graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=10,
-        logging_config=logging_config,
+        **common,
     ).bind(
         input_specs(settings.models),
         ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
@@ -91,11 +97,9 @@ def graph(settings: Settings) -> Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 0.2},
         user_config={"thresholds": {}},
-        health_check_period_s=2,
-        health_check_timeout_s=10,
-        graceful_shutdown_wait_loop_s=0.5,
+        # Longer than the two behind it: its requests wait for theirs.
         graceful_shutdown_timeout_s=20,
-        logging_config=logging_config,
+        **common,
     ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key), preprocessor)
 
 
