@@ -22,22 +22,34 @@ _CLAIM_MARGIN_S = 1.0
 
 
 class Admission:
-    """How many photos may be in work here. One more is refused at once: waiting would only make it late."""
+    """How many photos may arrive and be in work here. One more is refused at once: waiting makes it late.
+
+    Photos that arrive have a bound of their own, twice the other, so that slow senders fill neither the
+    memory nor the places of those whose photo is here.
+    """
 
     def __init__(self, limit: int, meter: Meter) -> None:
         self.limit = limit
+        self.arriving = 0
         self.in_flight = 0
         self._meter = meter
 
-    def check(self) -> None:
-        """Raise Overloaded when there is no room: asked before a body is read."""
-        if self.in_flight >= self.limit:
-            raise Overloaded("All places are taken; try again shortly.", retry_after_s=1)
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Hold the block while a body is read; Overloaded, unread, when it could not be worked on after."""
+        if self.in_flight >= self.limit or self.arriving >= 2 * self.limit:
+            raise _full()
+        self.arriving += 1
+        try:
+            yield
+        finally:
+            self.arriving -= 1
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Hold a place while the block runs."""
-        self.check()
+        """Hold a place while the block runs; Overloaded when there is none."""
+        if self.in_flight >= self.limit:
+            raise _full()
         self.in_flight += 1
         self._meter.add("fooddx_in_flight", self.in_flight)
         try:
@@ -45,6 +57,10 @@ class Admission:
         finally:
             self.in_flight -= 1
             self._meter.add("fooddx_in_flight", self.in_flight)
+
+
+def _full() -> Overloaded:
+    return Overloaded("All places are taken; try again shortly.", retry_after_s=1)
 
 
 @dataclass(frozen=True, slots=True)

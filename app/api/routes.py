@@ -139,10 +139,10 @@ async def score(
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON:
         await bodies.read_model(request, ScoreByKey, timeout_s=settings.body_timeout_s)
         raise NeedsObjectStorage("Scoring by key needs S3 as the object store; send the photo itself.")
-    service.admission.check()
-    body = await bodies.read_photo(
-        request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-    )
+    with service.admission.receiving():
+        body = await bodies.read_photo(
+            request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+        )
     photo = Photo(body.data, body.sha256, tenant, body.profile, checked_key, request_id_of(request))
     started = time.perf_counter()
     with service.admission.admitted():

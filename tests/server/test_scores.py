@@ -103,6 +103,13 @@ def test_a_spent_budget_is_said_and_leaves_nothing(service: Running) -> None:
     assert response.headers["retry-after"] == "1"
 
 
+def test_a_client_cannot_tell_serve_how_to_treat_its_request(service: Running) -> None:
+    headers = service.headers | {"x-request-timeout-seconds": "0.001", "x-request-disconnect-disabled": "?1"}
+    photo = unique(coffee_jpeg(640, 480))
+    response = httpx.post(f"{service.url}/v1/scores", content=photo, headers=headers, timeout=10)
+    assert response.status_code == 200, response.text
+
+
 def test_the_request_id_is_in_the_logs_of_all_three_deployments(service: Running) -> None:
     request_id = f"log-test-{uuid.uuid4().hex}"
     photo = unique(coffee_jpeg(640, 480))
