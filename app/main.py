@@ -5,7 +5,6 @@
 """
 
 import atexit
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from app.deployments.scorer import Scorer, input_specs
 from app.imaging.guards import ImageLimits
 from app.settings import Settings, SettingsError, load_settings
 from app.stores.embedded import EmbeddedStore
-from app.tenants.keys import Keyring, ensure_api_key
-from models.build import build as build_model
-
-logger = logging.getLogger("fooddx")
+from app.tenants.keys import Keyring, api_key_of
+from models.build import build_apart
 
 
 def build(args: dict[str, str]) -> Application:
@@ -33,14 +30,12 @@ def build(args: dict[str, str]) -> Application:
     settings = load_settings(**args)
     _check_deployable(settings)
     settings.make_data_dir()
-    for name in settings.models:
-        build_model(name, settings.models_dir, logger.info)
+    build_apart(settings.models, settings.models_dir)
     return graph(settings.model_copy(update={"redis_url": _redis_url(settings)}))
 
 
 def graph(settings: Settings) -> Application:
     """The three deployments and the handles between them. ``redis_url`` must be set, the models built."""
-    api_key = settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
     device = _device(settings)
 
     common: dict[str, Any] = {
@@ -100,7 +95,7 @@ def graph(settings: Settings) -> Application:
         # Longer than the two behind it: its requests wait for theirs.
         graceful_shutdown_timeout_s=20,
         **common,
-    ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key), preprocessor)
+    ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key_of(settings)), preprocessor)
 
 
 def _check_deployable(settings: Settings) -> None:

@@ -6,7 +6,6 @@ For whoever brings the photo: HTTP today, a queue or a job tomorrow. Nothing her
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -29,10 +28,10 @@ from app.food.assessment import Assessment, Distribution
 from app.food.tips import Tip, TipContext
 from app.imaging.guards import recognise
 from app.messages import PhotoJob, Rejected, Scored
-from app.schemas import Analysis, Dish, ImageFacts, ModelRef, Profile, Result, TipOut
+from app.schemas import Analysis, Dish, ImageFacts, ModelRef, Models, Profile, Result, TipOut
 from app.stores.images import ImageStore, image_key
 from app.stores.results import Begun, Record, ResultStore, Ticket
-from app.telemetry import Meter, logger
+from app.telemetry import Meter, Stages, logger
 
 # A request that waits for its twin asks again after these times, the last one repeatedly.
 _TWIN_WAITS_S: Final = (0.005, 0.01, 0.02, 0.04)
@@ -55,6 +54,9 @@ class Judge(Protocol):
 
     def assess(self, scored: Scored) -> Assessment:
         """Judge the probabilities of one photo."""
+
+    def describe(self) -> Models:
+        """The models, for whoever asks which they are."""
 
     def tips(self, context: TipContext, profile: Profile, seed: str) -> tuple[Tip, ...]:
         """Tips for this person and photo, best first."""
@@ -79,26 +81,6 @@ class Photo:
     profile: Profile
     idempotency_key: str | None = None
     request_id: str = "-"
-
-
-@dataclass(slots=True)
-class Stages:
-    """How long each stage of one request took, in seconds, in the order they came."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def timed(self, stage: str) -> Any:
-        """Add the time of the block to ``stage``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - start)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Add ``seconds`` to ``stage``."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + max(seconds, 0.0)
 
 
 @dataclass(slots=True)

@@ -73,7 +73,6 @@ class Service:
     results: ResultStore
     pipeline: Pipeline
     records: Records
-    models: Callable[[], Models]
     admission: Admission
     meter: Meter
     scorer_ready: Callable[[], Awaitable[None]]
@@ -86,7 +85,6 @@ class Service:
         redis_url: str,
         keyring: Keyring,
         judge: Judge,
-        models: Callable[[], Models],
         score: Score,
         scorer_ready: Callable[[], Awaitable[None]],
         meter: Meter,
@@ -109,7 +107,6 @@ class Service:
             results=results,
             pipeline=pipeline,
             records=Records(images, results, meter),
-            models=models,
             admission=Admission(settings.max_in_flight, meter),
             meter=meter,
             scorer_ready=scorer_ready,
@@ -121,6 +118,10 @@ class Service:
         if tenant is None:
             raise Unauthenticated("Send your API key as 'Authorization: Bearer <key>'.")
         return tenant
+
+    def models(self) -> Models:
+        """The models that judge photos now."""
+        return self.pipeline.judge.describe()
 
     async def ready(self) -> None:
         """Raise what is missing: a store that does not take writes, or a scorer."""

@@ -32,8 +32,9 @@ from rich.console import Console
 
 from app.settings import Settings
 from app.stores.embedded import EmbeddedStore
-from app.tenants.keys import ensure_api_key
-from models.build import is_built
+from app.stores.results import check_server
+from app.tenants.keys import api_key_of
+from models.build import build_apart, is_built
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -48,7 +49,7 @@ def serve_forever(settings: Settings, console: Console) -> None:
     """Set up, serve until SIGINT or SIGTERM, and take everything down again.
 
     Raises:
-        ServingError, EmbeddedStoreError: what is wrong, in words for the person at the terminal.
+        ServingError, EmbeddedStoreError, BuildError: what is wrong, in words for the person at the terminal.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -60,9 +61,7 @@ def serve_forever(settings: Settings, console: Console) -> None:
         _check_port(settings.host, settings.port, "FOODDX_PORT")
         _check_port("127.0.0.1", settings.metrics_port, "FOODDX_METRICS_PORT")
         settings.make_data_dir()
-        api_key = (
-            settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
-        )
+        api_key = api_key_of(settings)
         sample = _sample_photo(settings.data_dir)
         _build_models(settings, console)
         if settings.redis_url is None:
@@ -103,10 +102,7 @@ def _check_port(host: str, port: int, variable: str) -> None:
 
 def _check_redis(url: SecretStr) -> None:
     try:
-        with redis.Redis.from_url(
-            url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
-        ) as client:
-            client.ping()
+        check_server(url.get_secret_value())
     except redis.RedisError as error:
         raise ServingError(
             f"Redis does not answer ({error}): start it, or correct FOODDX_REDIS_URL"
@@ -114,19 +110,10 @@ def _check_redis(url: SecretStr) -> None:
 
 
 def _build_models(settings: Settings, console: Console) -> None:
-    """In a process of its own: a build needs torch, which this one would then hold while it serves."""
     for name in settings.models:
-        if is_built(name, settings.models_dir):
-            continue
-        with _step(console, f"Model {name}, built once"):
-            built = subprocess.run(  # noqa: S603 - our own module
-                [sys.executable, "-m", "models.build", name, "--out", str(settings.models_dir)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if built.returncode:
-            raise ServingError(f"the model {name} could not be built:\n{built.stderr.strip()}")
+        if not is_built(name, settings.models_dir):
+            with _step(console, f"Model {name}, built once"):
+                build_apart([name], settings.models_dir)
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 # Serve gives this logger a file and, with LoggingConfig(encoding="JSON"), writes `extra` as fields.
@@ -35,6 +37,26 @@ METRICS: dict[str, Metric] = {
     "fooddx_expired_total": Metric("counter", "Photos dropped unworked, their budget spent", ("stage",)),
     "fooddx_swept_total": Metric("counter", "Photos without a result that were deleted by the sweep"),
 }
+
+
+@dataclass(slots=True)
+class Stages:
+    """How long each stage of one request took, in seconds, in the order they came."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Any:
+        """Add the time of the block to ``stage``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add ``seconds`` to ``stage``."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + max(seconds, 0.0)
 
 
 class Meter(Protocol):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -56,6 +58,26 @@ def build(name: str, out_dir: Path, progress: Progress | None = None) -> Path:
             if not _is_current(manifest, folder):  # unless another process has just built the same
                 raise
     return folder
+
+
+def build_apart(names: Iterable[str], out_dir: Path) -> None:
+    """Build what is missing of ``names`` in a process of its own, for a caller that must not hold torch.
+
+    Raises:
+        ManifestError: an unknown model.
+        BuildError: with what the other process said.
+    """
+    missing = [name for name in names if not is_built(name, out_dir)]
+    if not missing:
+        return
+    built = subprocess.run(  # noqa: S603 - our own module
+        [sys.executable, "-m", "models.build", *missing, "--out", str(out_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode:
+        raise BuildError(f"{', '.join(missing)} could not be built:\n{built.stderr.strip()}")
 
 
 def is_built(name: str, out_dir: Path) -> bool:

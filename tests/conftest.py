@@ -142,7 +142,6 @@ def make_local(
             redis_url=redis_url or store.url,
             keyring=Keyring.of(API_KEY, tenant),
             judge=judge,
-            models=judge.describe,
             score=scorer,
             scorer_ready=ready,
             meter=meter,

@@ -12,11 +12,12 @@ from typing import Any
 import redis
 from PIL import Image
 
-from app.pipeline import Photo, Stages
+from app.pipeline import Photo
 from app.schemas import Profile, Result
 from app.service import Service
 from app.stores.images import image_key
 from app.stores.results import ResultStore, Ticket
+from app.telemetry import Stages
 from tests.conftest import Local, LocalScorer, RecordingMeter
 from tests.photos import coffee_jpeg, encoded
 

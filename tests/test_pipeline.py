@@ -30,10 +30,9 @@ from app.errors import (
 )
 from app.food.tips import excluded_tags, load_tips
 from app.messages import PhotoJob
-from app.pipeline import Stages
 from app.schemas import Profile
 from app.stores.embedded import EmbeddedStore
-from app.telemetry import STAGES
+from app.telemetry import STAGES, Stages
 from models.manifest import TABLES
 from tests.rooms import Tenant, forget, keys, meal, play, wall
 

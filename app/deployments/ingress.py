@@ -17,7 +17,6 @@ from app.deployments.calls import calling
 from app.errors import FoodDXError, ScorerUnavailable
 from app.judge import TableJudge
 from app.messages import PhotoJob, Rejected, Scored
-from app.schemas import Models
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import RayMeter, logger
@@ -45,13 +44,12 @@ class Ingress:
     def __init__(self, settings: Settings, redis_url: SecretStr, keyring: Keyring, preprocessor: Any) -> None:
         self._small = preprocessor
         self._large = preprocessor.options(_by_reference=True)
-        self._judge = TableJudge(settings.models)
+        self._manifests = TableJudge(settings.models)
         self._service = Service.wire(
             settings=settings,
             redis_url=redis_url.get_secret_value(),
             keyring=keyring,
-            judge=self._judge,
-            models=self._describe,
+            judge=self._manifests,
             score=self._score,
             scorer_ready=self._scorer_ready,
             meter=RayMeter(),
@@ -63,13 +61,10 @@ class Ingress:
         api: FastAPI = create_app(self._service, behind_serve=True)
         return api
 
-    def _describe(self) -> Models:
-        return self._judge.describe()
-
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take new thresholds; requests under way keep those they began with."""
-        self._judge = self._judge.adjusted(IngressConfig.model_validate(config).thresholds)
-        self._service.pipeline.judge = self._judge
+        """Take new thresholds over the manifests' own; requests under way keep those they began with."""
+        thresholds = IngressConfig.model_validate(config).thresholds
+        self._service.pipeline.judge = self._manifests.adjusted(thresholds)
 
     async def _score(self, job: PhotoJob) -> Scored | Rejected:
         handle = self._large if len(job.data) > _LARGEST_BY_VALUE else self._small

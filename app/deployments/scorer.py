@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +18,7 @@ from app.errors import DeadlineExceeded, FoodDXError
 from app.imaging.decode import InputSpec
 from app.messages import Inference, PixelsJob, Rejected, expired
 from app.telemetry import RayMeter, logger
-from models.build import is_built
+from models.build import build_apart, is_built
 from models.manifest import Manifest, load_manifest
 
 
@@ -50,7 +48,10 @@ class Scorer:
         max_batch: int,
     ) -> None:
         start = time.perf_counter()
-        _build_missing(models, models_dir)
+        if not all(is_built(name, models_dir) for name in models):
+            # A node's set-up should have: it takes a replica's start from two seconds to many.
+            logger.warning("building models at replica start", extra={"models": list(models)})
+            build_apart(models, models_dir)
         manifests = [load_manifest(name) for name in models]
         self._engines: list[Engine] = [
             create_engine(device, manifest, models_dir / manifest.folder, threads) for manifest in manifests
@@ -87,8 +88,7 @@ class Scorer:
 
     async def run(self, job: PixelsJob) -> Inference | Rejected:
         """Score one photo, together with whoever else is waiting."""
-        self._waiting += 1
-        self._meter.add("fooddx_scorer_queue", self._waiting)
+        self._count(1)
         try:
             # Left alone, @serve.batch closes batches on its timer while one is still in work, and they come
             # out small. Whoever comes meanwhile waits here instead, and all of them make the next batch.
@@ -96,7 +96,11 @@ class Scorer:
             outcome: Inference | Rejected = await self._batched(job)
             return outcome
         finally:
-            self._waiting -= 1
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._waiting += change
+        self._meter.add("fooddx_scorer_queue", self._waiting)
 
     # The sizes here only stand until `reconfigure`, which Serve calls before the first request. One batch at
     # a time: two would compete for the same cores.
@@ -159,12 +163,3 @@ def input_spec(manifest: Manifest) -> InputSpec:
 def input_specs(models: tuple[str, ...]) -> tuple[InputSpec, ...]:
     """The distinct inputs of the models, in their order. Models with equal ones share their pixels."""
     return tuple(dict.fromkeys(input_spec(load_manifest(name)) for name in models))
-
-
-def _build_missing(models: tuple[str, ...], models_dir: Path) -> None:
-    """Build what a node's set-up did not, in a process of its own: building needs torch, serving does not."""
-    missing = [name for name in models if not is_built(name, models_dir)]
-    if missing:
-        logger.warning("building models at replica start", extra={"models": missing})
-        command = [sys.executable, "-m", "models.build", *missing, "--out", str(models_dir)]
-        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own module

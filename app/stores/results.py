@@ -29,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+import redis as blocking_redis
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
@@ -38,6 +39,7 @@ from app.errors import ResultsUnavailable
 
 _SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt")
 _SOCKET_TIMEOUT_S: Final = 0.5
+_CHECK_TIMEOUT_S: Final = 5.0
 _POOL_SIZE: Final = 64
 # How long whoever deletes a photo keeps others from storing it again, should they die meanwhile.
 _CLEANUP_MS: Final = 10_000
@@ -284,6 +286,14 @@ class ResultStore:
     async def _run(self, name: str, keys: Iterable[str], args: Iterable[str | bytes | int]) -> list[bytes]:
         async with _reachable():
             return cast("list[bytes]", await self._scripts[name](keys=list(keys), args=list(args)))
+
+
+def check_server(url: str) -> None:
+    """Ask a server once, from code that is not async; redis.RedisError when it does not answer."""
+    with blocking_redis.Redis.from_url(
+        url, socket_timeout=_CHECK_TIMEOUT_S, socket_connect_timeout=_CHECK_TIMEOUT_S
+    ) as client:
+        client.ping()
 
 
 def id_floor(moment: datetime) -> str:

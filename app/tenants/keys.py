@@ -11,12 +11,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.settings import Settings
+
 DEFAULT_TENANT = "default"
 
 
 def hash_key(api_key: str) -> str:
     """SHA-256 of a key, hex. Keys are 192 random bits, so a slow hash would protect nothing more."""
     return hashlib.sha256(api_key.encode()).hexdigest()
+
+
+def api_key_of(settings: Settings) -> str:
+    """The key that was set, else the one in the data folder."""
+    return settings.api_key.get_secret_value() if settings.api_key else ensure_api_key(settings.data_dir)
 
 
 def ensure_api_key(data_dir: Path) -> str:

@@ -21,6 +21,7 @@ from ray import serve
 from app.deployments.scorer import Scorer, input_specs
 from app.engines import EngineError
 from app.messages import Inference, PixelsJob, Rejected
+from tests.conftest import RecordingMeter
 
 
 class Recorder(Scorer):
@@ -165,6 +166,15 @@ def test_an_unusable_config_is_refused(play: Any, config: dict[str, float]) -> N
             scorer.reconfigure(config)
 
     play(story)
+
+
+def test_the_gauge_of_waiting_photos_falls_back_to_none(play: Any) -> None:
+    async def story(scorer: Recorder) -> list[float]:
+        meter = scorer._meter = RecordingMeter()
+        await together(scorer, job(), job())
+        return [value for name, value, _ in meter.records if name == "fooddx_scorer_queue"]
+
+    assert play(story) == [1, 2, 1, 0]
 
 
 def test_models_send_each_distinct_input_once() -> None:

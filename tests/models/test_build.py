@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models import build as builder
-from models.build import BuildError, build, is_built, main
+from models.build import BuildError, build, build_apart, is_built, main
 from models.manifest import load_manifest
 from models.network import WeightsError, load_network
 
@@ -149,3 +149,15 @@ def test_weights_of_another_network_are_refused(folder):
 def test_the_command_builds_what_it_is_told_to(folder, capsys):
     main([NAME, "--out", str(BUILT)])
     assert folder.name in capsys.readouterr().err
+
+
+def test_a_build_apart_does_nothing_twice_and_says_what_the_other_process_said(
+    models_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("models.build.subprocess.run", lambda *_, **__: pytest.fail("nothing was missing"))
+    build_apart(["imagenet-lite0"], models_dir)
+    monkeypatch.undo()
+    taken = tmp_path / "taken"
+    taken.write_text("a file where the folder should be")
+    with pytest.raises(BuildError, match=r"imagenet-lite0 could not be built:(.|\n)*FileExistsError"):
+        build_apart(["imagenet-lite0"], taken)
