@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 UV := 0.13.9
 LOCK_HEADER := \# Every package this project installs, pinned by version and hash. Made by 'make lock'; do not edit.
 
-.PHONY: run test lint format evaluate lock clean help
+.PHONY: run test lint format train evaluate lock clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,8 +27,12 @@ format: $(INSTALLED) ## Put the code into its one format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-evaluate: $(INSTALLED) ## Measure the models on labelled photos from installed packages
-	@$(BIN)/python -m models.evaluate
+train: $(INSTALLED) ## Train the default model anew on labelled photos: DATA=folder, hours on a CPU; OPTIONS='--epochs 12'
+	@test -n "$(DATA)" || { echo "Say which photos: make train DATA=folder. docs/models.md says what may be in it"; exit 2; }
+	@$(BIN)/python -m models.train $(DATA) --name meals-lite0 --base imagenet-lite0 --epochs 12 $(OPTIONS)
+
+evaluate: $(INSTALLED) ## Measure the models: on DATA=folder of labelled photos, else on photos from public packages
+	@$(BIN)/python -m models.evaluate $(if $(DATA),--data $(DATA)) $(OPTIONS)
 
 # Pins that still fit stay; UPGRADE=1 takes the newest of everything. An address in the lock would tie it to one index.
 lock: ## Write requirements.lock anew from pyproject.toml

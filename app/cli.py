@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.client import Client, Outcome, ServiceError
+from app.model_commands import CommandError, add_model_commands
 from app.settings import SettingsError, load_settings
 
 OUT = Console(soft_wrap=True, highlight=False)
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.command(options)
-    except (SettingsError, ServiceError) as error:
+    except (SettingsError, ServiceError, CommandError) as error:
         return _complain(error)
     except KeyboardInterrupt:
         return 130
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", parents=[remote], help="the models a running service uses")
     models.add_argument("--format", choices=("table", "json"), default="table")
     models.set_defaults(command=_models)
+
+    add_model_commands(commands, remote)
     return parser
 
 
@@ -77,10 +80,12 @@ def _serve(_: argparse.Namespace) -> int:
     from app.serving import ServingError, serve_forever  # noqa: PLC0415 - the other commands start faster
     from app.stores.embedded import EmbeddedStoreError  # noqa: PLC0415
     from models.build import BuildError  # noqa: PLC0415
+    from models.manifest import ManifestError  # noqa: PLC0415
+    from models.registry import RegistryError  # noqa: PLC0415
 
     try:
         serve_forever(load_settings(), ERR)
-    except (ServingError, EmbeddedStoreError, BuildError, OSError) as error:
+    except (ServingError, EmbeddedStoreError, BuildError, ManifestError, RegistryError, OSError) as error:
         return _complain(error)
     return 0
 

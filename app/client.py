@@ -1,10 +1,15 @@
-"""A small client of the HTTP contract: safe retries, several photos at once. What ``fooddx score`` uses."""
+"""A small client of the HTTP contract: safe retries, several photos at once. What ``fooddx`` asks with."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
+import io
+import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +23,10 @@ _TRIES = 5
 _LONGEST_WAIT_S = 10.0
 # After a broken connection or an error page. Together they outlast the restart of a replica, 2 to 4 s.
 _WAITS_S = (0.25, 0.5, 1.0, 2.0, 4.0)
+_DOWNLOADS = 4
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COLUMNS = {"image", "id", "sha256"}
+_MEDIA_TYPE = re.compile(r"image/([a-z]+)")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -94,6 +103,76 @@ class Client:
 
         with ThreadPoolExecutor(max(1, parallel)) as threads:
             return list(threads.map(one, photos))
+
+    def export_labels(self, folder: Path, photos: bool) -> int:
+        """Write what nutritionists decided to ``folder/labels.csv``, for a training to read.
+
+        With ``photos`` each photo is fetched to ``folder/photos/<sha256>.<type>``, unless it is there whole,
+        and ``image`` is that path, relative to ``folder``; else it is the photo's key in the object store.
+        The table is replaced at the very end: after an error the old one is there as it was, and the photos
+        fetched so far are not fetched again. What is deleted from the service meanwhile is left out.
+
+        Returns:
+            The number of labels.
+
+        Raises:
+            ServiceError: the service cannot be asked, or refuses.
+            OSError: the folder cannot be written.
+        """
+        columns, labels = self._labels()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if photos:
+            (folder / "photos").mkdir(mode=0o700, exist_ok=True)
+            there = {path.stem: path for path in (folder / "photos").iterdir()}
+            with ThreadPoolExecutor(_DOWNLOADS) as threads:
+                paths = list(threads.map(lambda label: self._photo(label, folder / "photos", there), labels))
+            labels = [
+                label | {"image": path.relative_to(folder).as_posix()}
+                for label, path in zip(labels, paths, strict=True)
+                if path
+            ]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, columns)
+        writer.writeheader()
+        writer.writerows(labels)
+        _write(folder / "labels.csv", table.getvalue().encode())
+        return len(labels)
+
+    def _labels(self) -> tuple[Sequence[str], list[dict[str, str]]]:
+        """The columns, and every label once, as it was reviewed last."""
+        labels: dict[str, dict[str, str]] = {}
+        query = httpx.QueryParams()
+        while True:
+            response = self._send("GET", "/v1/labels", params=query, headers={"Accept": "text/csv"})
+            if not response.is_success:
+                raise ServiceError(_words(response))
+            columns, rows = _table(response)
+            labels |= {row["id"]: row for row in rows}
+            link = response.links.get("next", {}).get("url")
+            if link is None:
+                return columns, list(labels.values())
+            # Its query alone: the address could be one of another host, which must not get the API key.
+            following = httpx.QueryParams(link.partition("?")[2])
+            if following == query:
+                raise _not_ours(response)  # the same page for ever
+            query = following
+
+    def _photo(self, label: dict[str, str], folder: Path, there: Mapping[str, Path]) -> Path | None:
+        """The photo of a label, fetched unless it is in the folder; None when its result is gone."""
+        sha256 = label["sha256"]
+        if (path := there.get(sha256)) and _is(path.read_bytes(), sha256):
+            return path
+        response = self._send("GET", f"/v1/scores/{label['id']}/image")
+        if response.status_code == 404 and _problem(response):
+            return None
+        if not response.is_success:
+            raise ServiceError(_words(response))
+        kind = _MEDIA_TYPE.fullmatch(response.headers.get("content-type", ""))
+        if kind is None or not _is(response.content, sha256):
+            raise ServiceError(f"what came as the photo of {label['id']} is not that photo")
+        path = folder / f"{sha256}.{kind[1]}"
+        _write(path, response.content)
+        return path
 
     def _score(self, photo: Path, profile: str | None) -> Outcome:
         try:
@@ -175,8 +254,38 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise ServiceError(f"what answers at {response.url} is not FoodDX")
+        raise _not_ours(response)
     return answer
+
+
+def _table(response: httpx.Response) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """The columns and rows of a page of labels."""
+    reader = csv.DictReader(io.StringIO(response.text, newline=""), strict=True)
+    with contextlib.suppress(csv.Error):
+        rows, columns = list(reader), reader.fieldnames or ()
+        whole = all(None not in row and None not in row.values() for row in rows)
+        # A hash becomes a file name.
+        if whole and set(columns) >= _COLUMNS and all(_SHA256.fullmatch(row["sha256"]) for row in rows):
+            return columns, rows
+    raise _not_ours(response)
+
+
+def _not_ours(response: httpx.Response) -> ServiceError:
+    return ServiceError(f"what answers at {response.url} is not FoodDX")
+
+
+def _is(data: bytes, sha256: str) -> bool:
+    return hashlib.sha256(data).hexdigest() == sha256
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``: all of it or, after an error, what was there before."""
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _problem(response: httpx.Response) -> str | None:

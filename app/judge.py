@@ -8,15 +8,17 @@ import json
 import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.food.assessment import Assessment, Evidence, Thresholds, combine, read
+from app.food.foods import Food
 from app.food.tips import Tip, TipContext, load_tips, rank
 from app.messages import Scored
-from app.schemas import ModelOut, ModelRef, Models, Profile
+from app.schemas import FoodOut, ModelOut, ModelRef, Models, Profile
 from models.manifest import TABLES, Manifest, load_catalogue, load_manifest
 
 
@@ -28,18 +30,60 @@ class _Reader:
         self.catalogue = load_catalogue(manifest)
         self._classes = cast(slice, manifest.columns("classes"))  # every manifest has such a head
         self._gate = manifest.columns("gate")
+        self._score = manifest.columns("score")
+
+    def foods(self) -> tuple[FoodOut, ...]:
+        known = zip(self.catalogue.foods, self.catalogue.labels, strict=True)
+        return tuple(_described(food, classes) for food, classes in sorted(known, key=lambda k: k[0].name))
 
     def read(self, probabilities: NDArray[np.float32]) -> Evidence:
         gate = None if self._gate is None else float(probabilities[self._gate][0])
-        return read(probabilities[self._classes], self.catalogue, gate)
+        scores = None if self._score is None else probabilities[self._score]
+        return read(probabilities[self._classes], self.catalogue, gate, scores)
+
+
+def _described(food: Food, classes: tuple[str, ...]) -> FoodOut:
+    found = food.nutriscore
+    return FoodOut(
+        name=food.name,
+        classes=classes,
+        score=food.stars,
+        grade=found.grade,
+        points=found.points,
+        category=food.category.value,
+        components=found.negative | {name: -points for name, points in found.positive.items()},
+        per_100=dataclasses.asdict(food.nutrients),
+        sources=tuple(
+            f"{source.share:.0%} FDC {source.fdc_id}: {source.description} ({source.fdc_type})"
+            for source in food.sources
+        ),
+    )
 
 
 class TableJudge:
-    """Judges photos by the manifests' tables and thresholds. Immutable; ``adjusted`` gives a changed copy."""
+    """Judges photos by the manifests' tables and thresholds. Immutable."""
 
-    def __init__(self, names: Sequence[str], overrides: Mapping[str, float] | None = None) -> None:
-        self._names = tuple(names)
-        self._readers = [_Reader(load_manifest(name)) for name in names]
+    def __init__(
+        self,
+        models: Sequence[str],
+        overrides: Mapping[str, float] | None = None,
+        *,
+        registry: Path | None = None,
+    ) -> None:
+        """Read the manifests and tables.
+
+        Args:
+            models: what the models are called, see models/manifest.py.
+            overrides: thresholds over the first model's own, by name.
+            registry: folder of the registered models.
+
+        Raises:
+            ManifestError, TableError: a model that does not exist, or cannot be read.
+            TypeError, ValueError: an unknown threshold, or one out of range.
+        """
+        self.models = tuple(models)
+        self._registry = registry
+        self._readers = [_Reader(load_manifest(ref, registry)) for ref in models]
         self._tips = load_tips(TABLES / "tips.csv")
         # With several models the first one's thresholds count: they act on the average.
         own = self._readers[0].manifest.thresholds
@@ -47,12 +91,8 @@ class TableJudge:
         operator.index(self.thresholds.dishes)  # half a dish would fail only at the first photo
 
     def adjusted(self, overrides: Mapping[str, float]) -> Self:
-        """The same models under other thresholds.
-
-        Raises:
-            TypeError, ValueError: an unknown threshold, or one out of range.
-        """
-        return type(self)(self._names, overrides)
+        """The same models under other thresholds; raises as above."""
+        return type(self)(self.models, overrides, registry=self._registry)
 
     @cached_property
     def model(self) -> ModelRef:
@@ -89,7 +129,7 @@ class TableJudge:
                     licence=reader.manifest.licence,
                     input_size=reader.manifest.input.size,
                     labels=reader.catalogue.classes,
-                    foods=tuple(sorted(reader.catalogue.names)),
+                    foods=reader.foods(),
                     thresholds=dataclasses.asdict(self.thresholds),
                 )
                 for reader in self._readers

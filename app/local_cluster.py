@@ -1,12 +1,14 @@
 """The process under ``fooddx serve`` that holds Ray: a cluster of this machine only, with the graph on it.
 
-``python -m app.local_cluster`` reads its settings from standard input and serves until that is closed. So it
+``python -m app.local_cluster`` reads its settings from standard input, after that the models that should
+serve from then on, whenever they change, a JSON list a line; and it serves until its input is closed. So it
 ends in good order whatever happens to its parent, and needs no signal, of which Ray takes over several.
 Everything listens on loopback.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -74,7 +76,12 @@ def main() -> None:
         from app.main import graph  # noqa: PLC0415 - imports what the replicas need, while Serve starts
 
         serve.run(graph(settings), name="fooddx", route_prefix="/", blocking=False)
-        sys.stdin.read()
+        for line in sys.stdin:
+            try:
+                serve.run(graph(settings, json.loads(line)), name="fooddx", route_prefix="/", blocking=False)
+            except RuntimeError as error:
+                # The replicas that run keep what they have; the next promotion is another try.
+                print(f"{line.strip()} could not be taken up: {error}", file=sys.stderr)  # noqa: T201 - the log
     finally:
         serve.shutdown()
         ray.shutdown()

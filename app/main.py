@@ -5,24 +5,30 @@
 """
 
 import atexit
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 from pydantic import SecretStr
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from app.deployments.ingress import Ingress
 from app.deployments.preprocessor import Preprocessor
-from app.deployments.scorer import Scorer, input_specs
+from app.deployments.scorer import ModelHome, Scorer
+from app.engines import Device
 from app.imaging.guards import ImageLimits
 from app.settings import Settings, SettingsError, load_settings
 from app.stores.embedded import EmbeddedStore
 from app.tenants.keys import Keyring, api_key_of
 from models.build import build_apart
+from models.manifest import load_manifest
+from models.registry import Registry
 
 
 def build(args: dict[str, str]) -> Application:
@@ -30,12 +36,19 @@ def build(args: dict[str, str]) -> Application:
     settings = load_settings(**args)
     _check_deployable(settings)
     settings.make_data_dir()
-    build_apart(settings.models, settings.models_dir)
+    settings = settings.model_copy(
+        update={"models": settings.models or Registry(settings.registry_dir).serving()}
+    )
+    build_apart([load_manifest(ref, settings.registry_dir) for ref in settings.models], settings.models_dir)
     return graph(settings.model_copy(update={"redis_url": _redis_url(settings)}))
 
 
-def graph(settings: Settings) -> Application:
-    """The three deployments and the handles between them. ``redis_url`` must be set, the models built."""
+def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
+    """The three deployments and the handles between them. ``redis_url`` must be set, the models built.
+
+    ``models`` take over from ``settings.models`` in replicas that run already: they are all that differs
+    from the graph before, and they are in ``user_config``, which replaces no replica.
+    """
     device = _device(settings)
 
     common: dict[str, Any] = {
@@ -52,21 +65,31 @@ def graph(settings: Settings) -> Application:
 
     # A replica holds what it works on plus a short queue; what is beyond is refused where it came from, so
     # that the wait never outlives the budget. Four batches at the scorer keep the engine fed.
-    scorer = serve.deployment(
+    scorer = _lasting(
         Scorer,
+        settings,
         name="Scorer",
         num_replicas=settings.scorer_replicas,
         max_ongoing_requests=4 * settings.batch_size,
         max_queued_requests=settings.max_in_flight * settings.ingress_replicas,
         ray_actor_options={"num_cpus": settings.scorer_threads, "num_gpus": int(device == "cuda")},
-        # Changed by a new deploy without a restart, as are the ingress's thresholds.
-        user_config={"batch_size": settings.batch_size, "batch_wait_ms": settings.batch_wait_ms},
+        # Changed by a new deploy without a restart, as is the ingress's.
+        user_config={
+            "batch_size": settings.batch_size,
+            "batch_wait_ms": settings.batch_wait_ms,
+            "models": list(models),
+        },
         graceful_shutdown_timeout_s=10,
         **common,
-    ).bind(settings.models, settings.models_dir, device, settings.scorer_threads, settings.batch_size)
+    ).bind(
+        settings.models,
+        ModelHome(settings.registry_dir, settings.models_dir, device, settings.scorer_threads),
+        settings.batch_size,
+    )
 
-    preprocessor = serve.deployment(
+    preprocessor = _lasting(
         Preprocessor,
+        settings,
         name="Preprocessor",
         num_replicas=settings.preprocessor_replicas,
         max_ongoing_requests=settings.max_in_flight,
@@ -76,13 +99,14 @@ def graph(settings: Settings) -> Application:
         graceful_shutdown_timeout_s=10,
         **common,
     ).bind(
-        input_specs(settings.models),
+        settings.registry_dir,
         ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
         scorer,
     )
 
-    return serve.deployment(
+    return _lasting(
         Ingress,
+        settings,
         name="Ingress",
         num_replicas=settings.ingress_replicas,
         # Photos are bounded by `max_in_flight`, which answers as a problem; this bound is for everything
@@ -91,11 +115,27 @@ def graph(settings: Settings) -> Application:
         max_queued_requests=settings.max_in_flight,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 0.2},
-        user_config={"thresholds": {}},
+        user_config={"thresholds": {}, "models": list(models)},
         # Longer than the two behind it: its requests wait for theirs.
         graceful_shutdown_timeout_s=20,
         **common,
     ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key_of(settings)), preprocessor)
+
+
+def _lasting(body: type, settings: Settings, **options: Any) -> Deployment:
+    """A deployment whose replicas outlive a second ``serve.run`` that changes its options alone.
+
+    ``serve.run`` would give it a version of its own each time, and so replace every replica (ray 2.60,
+    client.py, `deploy_application`); ``serve deploy`` versions by the config file instead. Whatever else the
+    replicas are made from is in the version: Ray does not look at their arguments.
+    """
+    made_from = [version("fooddx"), settings.model_dump_json(), api_key_of(settings), _redis(settings)]
+    digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
+    return serve.deployment(body, **options).options(version=digest, _internal=True)
+
+
+def _redis(settings: Settings) -> str:
+    return settings.redis_url.get_secret_value() if settings.redis_url else ""
 
 
 def _check_deployable(settings: Settings) -> None:
@@ -123,7 +163,7 @@ def _redis_url(settings: Settings) -> SecretStr:
     return SecretStr(store.url)
 
 
-def _device(settings: Settings) -> str:
+def _device(settings: Settings) -> Device:
     """Where the scorer runs. "auto": on a GPU if this machine or, once connected, the cluster has one."""
     if settings.device != "auto":
         return settings.device

@@ -21,11 +21,14 @@ class PhotoJob:
 
     Attributes:
         data: the encoded photo.
+        models: what the models are called that are to look at it, see models/manifest.py. The job names them,
+            so that a photo is prepared, run and judged for the same ones while others take over.
         deadline: Unix time in seconds after which nobody waits for the answer.
         request_id: for the logs.
     """
 
     data: bytes
+    models: tuple[str, ...]
     deadline: float
     request_id: str
 
@@ -36,12 +39,14 @@ class PixelsJob:
 
     Attributes:
         pixels: per distinct input size of the models, in their order, uint8 (size, size, 3) RGB.
+        models: as in PhotoJob.
         deadline: as in PhotoJob.
         sent: Unix time in seconds when it was sent, so that the wait can be told.
         request_id: for the logs.
     """
 
     pixels: tuple[NDArray[np.uint8], ...]
+    models: tuple[str, ...]
     deadline: float
     sent: float
     request_id: str
@@ -52,7 +57,7 @@ class Inference:
     """Scorer → Preprocessor.
 
     Attributes:
-        probabilities: per model, float32 (classes,).
+        probabilities: per model, float32 (``manifest.outputs``,).
         queue_s: seconds between sending and the start of the batch.
         score_s: seconds the batch took.
     """

@@ -49,6 +49,10 @@ class Judge(Protocol):
         """What a result is marked with."""
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """What the models are called that it judges the answers of."""
+
+    @property
     def revision(self) -> str:
         """What must be equal for an analysis to be reused: models, versions and thresholds."""
 
@@ -208,7 +212,8 @@ class Pipeline:
         """Store and score at the same time; the caller holds the claim on this photo."""
         photo, stages = request.photo, request.stages
         put = request.write(self._put(photo, stages))
-        scored = await self._score_with_retry(PhotoJob(photo.data, request.deadline, photo.request_id))
+        job = PhotoJob(photo.data, request.judge.models, request.deadline, photo.request_id)
+        scored = await self._score_with_retry(job)
         stages.add("decode", scored.decode_s)
         stages.add("queue", scored.inference.queue_s)
         stages.add("score", scored.inference.score_s)

@@ -1,4 +1,4 @@
-"""What was scored, afterwards: one result, a diary, reviews, deletion, and the sweep behind a crash."""
+"""What was scored, afterwards: one result, a diary, reviews, labels, deletion, the sweep behind a crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import uuid_utils
 
 from app.errors import AlreadyDecided, FoodDXError, ImagesUnavailable, NotFound
-from app.schemas import DayMean, Diary, Result, Review, ReviewIn, ReviewQueue
+from app.schemas import DayMean, Diary, Label, Labels, Result, Review, ReviewIn, ReviewQueue
 from app.stores.images import ImageStore, image_key
 from app.stores.results import ResultStore
 from app.telemetry import Meter, logger
@@ -122,7 +122,7 @@ class Records:
         return ReviewQueue(items=tuple(Result.model_validate_json(b) for b in bodies), next_cursor=more)
 
     async def review(self, tenant: str, result_id: str, given: ReviewIn) -> Result:
-        """Put a nutritionist's score on a result; a later review replaces an earlier one."""
+        """Put a nutritionist's decision on a result; a later review replaces an earlier one."""
         result = await self.get(tenant, result_id)
         if result.status == "not_food":
             raise AlreadyDecided("The photo was found to hold no food.")
@@ -131,6 +131,23 @@ class Records:
         if not await self._results.reviewed(tenant, result_id, reviewed.model_dump_json().encode()):
             raise NotFound("There is no result with this id.")
         return reviewed
+
+    async def labels(self, tenant: str, after: int, limit: int) -> Labels:
+        """A page of what nutritionists decided, in the order of their reviews.
+
+        A result that is reviewed again meanwhile moves to a later page; the page before keeps its old label.
+
+        Args:
+            tenant: whose labels.
+            after: ``next_cursor`` of the page before, or 0.
+            limit: most labels on the page; there are fewer where results were deleted just then.
+        """
+        found = await self._results.labels(tenant, after, limit + 1)
+        bodies = await self._results.get_many(tenant, [result_id for result_id, _ in found[:limit]])
+        results = (Result.model_validate_json(body) for body in bodies)
+        items = tuple(_label(result, result.review) for result in results if result.review)
+        more = str(found[limit - 1][1]) if len(found) > limit else None
+        return Labels(items=items, next_cursor=more)
 
     async def sweep(self, tenant: str) -> int:
         """Delete photos that a crash left without a result.
@@ -152,3 +169,18 @@ class Records:
         if deleted:
             self._meter.add("fooddx_swept_total", deleted)
         return deleted
+
+
+def _label(result: Result, review: Review) -> Label:
+    return Label(
+        image=result.image.key,
+        score=review.score,
+        dish=review.dish,
+        id=result.id,
+        sha256=result.image.sha256,
+        model=f"{result.model.name}@{result.model.version}",
+        model_score=result.score_mean,
+        reviewer=review.reviewer,
+        reviewed_at=review.reviewed_at,
+        comment=review.comment,
+    )

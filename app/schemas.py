@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import date, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 Goal = Literal["less-sugar", "less-salt", "more-fibre", "weight", "blood-glucose", "blood-pressure"]
 Diet = Literal["vegetarian", "vegan", "pescatarian", "halal", "kosher", "gluten-free", "lactose-free"]
@@ -68,9 +69,10 @@ class ModelRef(Wire):
 
 
 class Review(Wire):
-    """A nutritionist's decision."""
+    """A nutritionist's decision; ``dish`` is empty where they left it to the model."""
 
     score: Score
+    dish: str = ""
     comment: str = ""
     reviewer: str = ""
     reviewed_at: datetime
@@ -112,10 +114,22 @@ class Analysis(Wire):
     model: ModelRef
 
 
+def _tidy(dish: str) -> str:
+    """The same words are the same class: one Unicode form (NFC), single spaces, nothing invisible."""
+    tidy = " ".join(unicodedata.normalize("NFC", dish).split())
+    # A letter first also keeps a spreadsheet from taking the class for a formula.
+    if tidy and not (tidy[0].isalnum() and tidy.isprintable()):
+        raise ValueError("must begin with a letter or digit and hold nothing invisible")
+    if tidy == "not_food":  # to the training this class says "no meal", against the score beside it
+        raise ValueError("what is no food has no score")
+    return tidy
+
+
 class ReviewIn(Wire):
-    """What a nutritionist sends."""
+    """What a nutritionist sends. ``dish``: what is on the plate, in the words of the models or in others."""
 
     score: Score
+    dish: Annotated[str, StringConstraints(max_length=64), AfterValidator(_tidy)] = ""
     comment: Annotated[str, StringConstraints(max_length=2000)] = ""
     reviewer: Annotated[str, StringConstraints(max_length=128)] = ""
 
@@ -145,6 +159,34 @@ class ReviewQueue(Wire):
     next_cursor: str | None
 
 
+class Label(Wire):
+    """What a nutritionist decided, as an example to train on; the columns of the CSV.
+
+    ``image`` is the photo's key in the object store, ``class`` the dish or empty, ``model_score`` the mean of
+    the model's own distribution.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    image: str
+    score: Score
+    dish: str = Field(alias="class")
+    id: str
+    sha256: str
+    model: str
+    model_score: float | None
+    reviewer: str
+    reviewed_at: datetime
+    comment: str
+
+
+class Labels(Wire):
+    """A page of labels, in the order of the reviews."""
+
+    items: tuple[Label, ...]
+    next_cursor: str | None
+
+
 class UploadIn(Wire):
     """A request for a presigned upload."""
 
@@ -159,6 +201,24 @@ class ScoreByKey(Wire):
     profile: Profile = Profile()
 
 
+class FoodOut(Wire):
+    """A food a model knows, and how its score came about; `fooddx explain` says it at length.
+
+    ``classes`` are the model's words for it; ``per_100`` is per 100 g, or 100 ml of a drink; ``components``
+    are Nutri-Score's points, those taken off below 0; ``sources`` name the rows of USDA FoodData Central.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    score: Score
+    grade: str
+    points: int
+    category: str
+    components: dict[str, int]
+    per_100: dict[str, float]
+    sources: tuple[str, ...]
+
+
 class ModelOut(Wire):
     """A model the service runs."""
 
@@ -168,7 +228,7 @@ class ModelOut(Wire):
     licence: str
     input_size: int
     labels: int
-    foods: tuple[str, ...]
+    foods: tuple[FoodOut, ...]
     thresholds: dict[str, int | float]
 
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -29,12 +29,16 @@ import redis
 from PIL import Image
 from pydantic import SecretStr
 from rich.console import Console
+from rich.markup import escape
 
+from app.judge import TableJudge
 from app.settings import Settings
 from app.stores.embedded import EmbeddedStore
 from app.stores.results import check_server
 from app.tenants.keys import api_key_of
-from models.build import build_apart, is_built
+from models.build import BuildError, build_apart, is_built
+from models.manifest import load_manifest
+from models.registry import Registry, RegistryError
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -63,7 +67,9 @@ def serve_forever(settings: Settings, console: Console) -> None:
         settings.make_data_dir()
         api_key = api_key_of(settings)
         sample = _sample_photo(settings.data_dir)
-        _build_models(settings, console)
+        promoted = _Promoted(settings)
+        settings = settings.model_copy(update={"models": promoted.models})
+        _build_models(promoted.models, settings, console)
         if settings.redis_url is None:
             with _step(console, "Results store"):
                 store = stack.enter_context(EmbeddedStore(settings.data_dir / "valkey"))
@@ -84,6 +90,8 @@ def serve_forever(settings: Settings, console: Console) -> None:
             if store and store.died():
                 console.print("[yellow]The results store died; starting it again over the same data.[/]")
                 store.start()
+            if models := promoted.changed():
+                _hand_over(models, settings, cluster, console)
         console.print("Stopping …")
     console.print("Stopped. What was stored is kept for the next start.")
 
@@ -109,11 +117,50 @@ def _check_redis(url: SecretStr) -> None:
         ) from None
 
 
-def _build_models(settings: Settings, console: Console) -> None:
-    for name in settings.models:
-        if not is_built(name, settings.models_dir):
-            with _step(console, f"Model {name}, built once"):
-                build_apart([name], settings.models_dir)
+def _build_models(models: Sequence[str], settings: Settings, console: Console) -> None:
+    for ref in models:
+        manifest = load_manifest(ref, settings.registry_dir)
+        if not is_built(manifest, settings.models_dir):
+            with _step(console, f"Model {ref}, built once"):
+                build_apart([manifest], settings.models_dir)
+
+
+class _Promoted:
+    """Which models should serve: those of FOODDX_MODELS, or else whatever the registry says at the moment."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._follows = not settings.models
+        self._registry = Registry(settings.registry_dir)
+        self.models = settings.models or self._registry.serving()
+
+    def changed(self) -> tuple[str, ...] | None:
+        """The models that should serve from now on; None where that has not changed."""
+        if not self._follows:
+            return None
+        try:
+            models = self._registry.serving()
+        except RegistryError:  # damaged by hand; whoever promotes next is told
+            return None
+        if models == self.models:
+            return None
+        self.models = models
+        return models
+
+
+def _hand_over(
+    models: tuple[str, ...], settings: Settings, cluster: subprocess.Popen[str], console: Console
+) -> None:
+    """Have the running graph take up promoted models. What cannot be served is left where it is."""
+    try:
+        TableJudge(models, registry=settings.registry_dir)
+        _build_models(models, settings, console)
+    except (ValueError, BuildError, OSError) as error:
+        console.print(f"[yellow]{escape(', '.join(models))} cannot be taken up: {escape(str(error))}[/]")
+        return
+    if cluster.stdin:
+        cluster.stdin.write(json.dumps(models) + "\n")
+        cluster.stdin.flush()
+    console.print(f"Serving {escape(', '.join(models))} from now on.")
 
 
 @contextmanager
@@ -121,7 +168,7 @@ def _cluster(settings: Settings, api_key: str, run_dir: Path, log: Path) -> Iter
     """The process that holds Ray; it stops when its standard input is closed."""
     with log.open("w") as output:
         cluster = subprocess.Popen(
-            [sys.executable, "-m", "app.local_cluster"],
+            [sys.executable, "-P", "-m", "app.local_cluster"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -55,7 +55,9 @@ class Settings(BaseSettings):
         default="auto", description="`cuda`: torch on a GPU; `cpu`: OpenVINO; `auto`: a GPU where Ray has one"
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("imagenet-lite0",), description="Models to run over every photo, comma-separated"
+        default=(),
+        description="Models to run over every photo, comma-separated; empty: the promoted one, "
+        "else `meals-lite0`",
     )
     scorer_threads: int = Field(default=1, ge=1, le=64, description="CPU threads of one scorer replica")
     ingress_replicas: int = Field(default=1, ge=1, description="Replicas of the HTTP ingress")
@@ -99,13 +101,15 @@ class Settings(BaseSettings):
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
 
     @field_validator("models")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) != len(value) or not all(value):
-            raise ValueError("name at least one model, each once")
+        if len(set(value)) != len(value) or not all(value):
+            raise ValueError("name each model once, and none between two commas")
         return value
 
     @field_validator("redis_url")
@@ -160,6 +164,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where built models are."""
         return self.data_dir / "models"
+
+    @property
+    def registry_dir(self) -> Path:
+        """Where registered models are, and which of them serves; see models/registry.py."""
+        return self.data_dir / "registry"
 
     @property
     def budget_s(self) -> float:

@@ -1,4 +1,4 @@
-"""``python -m models.build [NAME…] --out DIR``: from a manifest and its weights to what the engines load.
+"""``python -m models.build [MODEL…] --out DIR``: from a manifest and its weights to what the engines load.
 
 ``DIR/<name>-<version>/`` holds ``model.xml`` and ``model.bin`` (OpenVINO), ``weights.safetensors`` (torch)
 and ``build.json``: hashes and versions of everything that went in and came out, and the self-test's answers.
@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from models import selftest
-from models.manifest import MODELS, Manifest, available, load_manifest
+from models.manifest import MODELS, Manifest, available, load_manifest, read_manifest
 
 Progress = Callable[[str], None]
 
@@ -37,13 +37,12 @@ class BuildError(RuntimeError):
     """The model cannot be built: weights are missing or not those the manifest names, or a check failed."""
 
 
-def build(name: str, out_dir: Path, progress: Progress | None = None) -> Path:
-    """The folder of the model ``name`` under ``out_dir``, built first unless it is already up to date.
+def build(manifest: Manifest, out_dir: Path, progress: Progress | None = None) -> Path:
+    """The folder of a model under ``out_dir``, built first unless it is already up to date.
 
     A build imports torch into this process and takes some 10 s; a look at a finished one, milliseconds.
-    ``progress`` is told each step. Raises ManifestError, BuildError.
+    ``progress`` is told each step. Raises BuildError.
     """
-    manifest = load_manifest(name)
     folder = out_dir / manifest.folder
     if _is_current(manifest, folder):
         return folder
@@ -60,35 +59,42 @@ def build(name: str, out_dir: Path, progress: Progress | None = None) -> Path:
     return folder
 
 
-def build_apart(names: Iterable[str], out_dir: Path) -> None:
-    """Build what is missing of ``names`` in a process of its own, for a caller that must not hold torch.
+def build_apart(manifests: Iterable[Manifest], out_dir: Path) -> None:
+    """Build what is missing of these models in a process of its own, for a caller that must not hold torch.
 
     Raises:
-        ManifestError: an unknown model.
         BuildError: with what the other process said.
     """
-    missing = [name for name in names if not is_built(name, out_dir)]
+    missing = [manifest for manifest in manifests if not is_built(manifest, out_dir)]
     if not missing:
         return
     built = subprocess.run(  # noqa: S603 - our own module
-        [sys.executable, "-m", "models.build", *missing, "--out", str(out_dir)],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "models.build",
+            *(str(m.source) for m in missing),
+            "--out",
+            str(out_dir),
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     if built.returncode:
-        raise BuildError(f"{', '.join(missing)} could not be built:\n{built.stderr.strip()}")
+        names = ", ".join(manifest.ref for manifest in missing)
+        raise BuildError(f"{names} could not be built:\n{built.stderr.strip()}")
 
 
-def is_built(name: str, out_dir: Path) -> bool:
+def is_built(manifest: Manifest, out_dir: Path) -> bool:
     """Whether ``build`` would have nothing to do."""
-    manifest = load_manifest(name)
     return _is_current(manifest, out_dir / manifest.folder)
 
 
 def weights_path(manifest: Manifest) -> Path:
     """The manifest's weights file, whose SHA-256 has been checked. Raises BuildError."""
-    root = MODELS
+    root = manifest.root
     if package := manifest.weights.package:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
@@ -131,7 +137,7 @@ def _make(manifest: Manifest, folder: Path, progress: Progress) -> None:
     progress(f"{manifest.name}: comparing OpenVINO with torch")
     with torch.inference_mode():
         logits = np.asarray(network(torch.from_numpy(pixels)))
-    expected = probabilities(logits, manifest.heads, manifest.temperature)
+    expected = probabilities(logits, manifest.heads)
     record = {
         "inputs": _inputs(manifest),
         "files": {
@@ -150,7 +156,9 @@ def _make(manifest: Manifest, folder: Path, progress: Progress) -> None:
 def _inputs(manifest: Manifest) -> dict[str, Any]:
     """Everything a build depends on. Thresholds do not count: they act on what the engine answers."""
     return {
-        "manifest": manifest.model_dump(mode="json", exclude={"thresholds", "labels", "foods"}),
+        "manifest": manifest.model_dump(
+            mode="json", exclude={"thresholds", "labels", "foods", "curves", "training"}
+        ),
         "sources": {name: _sha256(MODELS / name) for name in _SOURCES},
         "versions": {name: version(name) for name in _TOOLS},
     }
@@ -184,12 +192,22 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m models.build", description="Build models for the engines."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all ({', '.join(available())})")
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help=f"a name, or the path of a manifest; default: all ({', '.join(available())})",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folders are made")
     options = parser.parse_args(None if arguments is None else list(arguments))
     console = Console(stderr=True)
-    for name in options.names or available():
-        console.print(str(build(name, options.out, lambda text: console.print(text, style="dim"))))
+    for model in options.models or available():
+        manifest = read_manifest(Path(model)) if model.endswith(".toml") else load_manifest(model)
+        try:
+            folder = build(manifest, options.out, lambda text: console.print(text, style="dim"))
+        except BuildError as error:
+            parser.exit(1, f"{error}\n")
+        console.print(str(folder))
 
 
 if __name__ == "__main__":

@@ -1,221 +1,300 @@
-"""``python -m models.evaluate [--model NAME]``: how good the models are on real photos, good or bad.
+"""``python -m models.evaluate [--data DATA]``: how good the models are on labelled photos, good or bad.
 
-Prints one table and writes the same figures to ``build/eval/evaluation.json``; the model card quotes them.
-The models run as they are served: imaging → engine → assessment, with the manifest's thresholds.
+With ``--data`` they are asked about the photos of its test split, as they are served (imaging → engine →
+assessment), beside one linear layer trained on the same data. Without, about photos from installed packages
+(models/evaluation/photosets.py). A table goes to the terminal, every figure to ``evaluation.json`` and, with
+data, pictures to ``report.html``, in ``build/eval`` unless ``--out`` says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+import os
+import platform
+import shlex
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from app.engines import Device, Engine, EngineError, create_engine
-from app.food.assessment import Assessment, Catalogue, assess
-from app.imaging.decode import InputSpec
-from app.imaging.guards import ImageLimits
-from app.imaging.prepare import prepare
-from models.build import build
-from models.manifest import Manifest, available, load_catalogue, load_manifest
-from models.photos import Photo, PhotosUnavailable, gate_photos, imagenet_photos, raw_food_photos
+from app.engines import Device, EngineError
+from app.food.foods import TableError
+from app.settings import SettingsError, load_settings
+from models.build import BuildError, build, build_apart
+from models.evaluation.answers import Figures, Subject
+from models.evaluation.baseline import BASE, train_baseline
+from models.evaluation.figures import figures, score_truth
+from models.evaluation.measure import ROBUSTNESS_FIGURES, answers_to, error_difference, measure
+from models.evaluation.photosets import FIGURES, fetch_photos, look
+from models.evaluation.truth import Chosen, Truth, Truths, read_truths
+from models.manifest import Manifest, ManifestError, available, load_manifest, read_manifest
+from models.registry import Registry
+from models.training.dataset import DatasetError
 
-IFCT_GROUPS = {
-    "Fruits": "fruit",
-    "Green Leafy Vegetables": "vegetable",
-    "Mushrooms": "vegetable",
-    "Other Vegetables": "vegetable",
-}
-"""IFCT groups that an ImageNet model can be asked for: it has no class for a fish on a plate, a grain or a
-nut, and some photos of the groups left out show the animal."""
-
-BATCHES = (1, 8, 32)
-
-Figures = dict[str, float | int | None]
+BASELINE = "linear baseline"
+_GROUP_FIGURES = ("photos", "food top-1", "score within one", "score error", "gate recall", "false alarms")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a model made of one photo."""
+class Comparison:
+    """A candidate and the serving model on the same photos.
 
-    truth: str
-    labels: NDArray[np.float32]
-    answer: Assessment
+    Attributes:
+        photos: how many have a known score, and so count in ``difference``.
+        candidate: its figures, see ``models.evaluation.figures``; None where there was nothing to measure.
+        serving: those of the serving model.
+        difference: the mean over these photos of the candidate's error less the serving model's, in points.
+            The error is the distance of the mean of the score distribution from the true score. Below 0 the
+            candidate is better.
+        interval: 95 % bootstrap interval of ``difference``; NaN for a single photo.
+        worse: ``difference`` is above 0 or, at exactly 0, the candidate's top-1 of foods is the lower one.
+            Whether chance may explain it is for the interval to say.
+    """
 
-
-class Subject:
-    """A model under evaluation: its manifest, engine (one thread on a CPU) and the time that loading took."""
-
-    def __init__(self, manifest: Manifest, artefacts: Path, device: Device) -> None:
-        started = time.perf_counter()
-        self.engine: Engine = create_engine(device, manifest, artefacts, threads=1)
-        self.load_ms = 1000 * (time.perf_counter() - started)
-        self.manifest = manifest
-        self.catalogue: Catalogue = load_catalogue(manifest)
-
-    def look(self, photo: Photo) -> Seen:
-        """Score one photo as the service would."""
-        spec = self.manifest.input
-        prepared = prepare(
-            photo.data, ImageLimits(), [InputSpec(spec.size, spec.crop_fraction, spec.interpolation)]
-        )
-        row = self.engine.predict(prepared.pixels[0][None])[0]
-        gate = self.manifest.columns("gate")
-        labels = row[self.manifest.columns("classes")]
-        food_probability = None if gate is None else float(row[gate][0])
-        return Seen(
-            photo.truth, labels, assess(labels, self.catalogue, self.manifest.thresholds, food_probability)
-        )
+    photos: int
+    candidate: Mapping[str, float | None]
+    serving: Mapping[str, float | None]
+    difference: float
+    interval: tuple[float, float]
+    worse: bool
 
 
-def imagenet_figures(seen: Sequence[Seen], catalogue: Catalogue) -> Figures:
-    """Accuracy on the classes, and how often a photo of no food passes for food."""
-    foods = set(catalogue.food_classes.tolist())
-    ranked = [(int(one.truth), np.argsort(-one.labels)[:5].tolist()) for one in seen]
-    others = [one for one in seen if int(one.truth) not in foods]
+def compare(
+    candidate: Manifest,
+    serving: Manifest,
+    source: Path,
+    *,
+    split: Chosen,
+    models_dir: Path,
+    device: Device = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Both models on the same photos, as they are served. Does not import torch unless ``device`` is cuda.
+
+    Args:
+        candidate: the model that may be promoted.
+        serving: the model that serves now.
+        source: labelled photos, see ``models.training.dataset.read_examples``.
+        split: "test", or "all" for photos that neither model was trained on.
+        models_dir: where models are built.
+        device: what the models run on.
+        progress: told each step.
+
+    Raises:
+        DatasetError: the data cannot be read, or no photo has a known score.
+        BuildError, EngineError, ManifestError, TableError: a model cannot be built or loaded.
+    """
+    say = progress or (lambda _: None)
+    say("reading the labels")
+    truths = read_truths(source, split, (candidate, serving))
+    subjects = []
+    for manifest in (candidate, serving):
+        say(f"loading {manifest.ref}")
+        build_apart([manifest], models_dir)
+        subjects.append(Subject(manifest, models_dir / manifest.folder, device))
+    say(f"asking both models about {len(truths.photos)} photos")
+    photos, (mine, theirs) = answers_to(subjects, truths.photos)
+    difference, low, high = error_difference(photos, mine, theirs)
+    known = int((score_truth(photos) > 0).sum())
+    if not known:
+        raise DatasetError(f"no photo of {source} has a score, or a class whose food is known")
+    new, old = figures(photos, mine), figures(photos, theirs)
+    less_right = (new["food top-1"] or 0) < (old["food top-1"] or 0)
+    worse = difference > 0 or (difference == 0 and less_right)
+    return Comparison(known, new, old, difference, (low, high), worse)
+
+
+def _frame() -> dict[str, Any]:
+    """What every figure depends on beside models and photos."""
+    tools = ("fooddx", "numpy", "openvino", "pillow", "torch")
     return {
-        "photos": len(seen),
-        "top1": _share(truth == best[0] for truth, best in ranked),
-        "top5": _share(truth in best for truth, best in ranked),
-        "non-food photos": len(others),
-        "non-food taken for food": _share(one.answer.status != "not_food" for one in others),
+        "command": shlex.join(["python", "-m", "models.evaluate", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": _cpu(), "logical cores": os.cpu_count()},
+        "versions": {"python": platform.python_version()} | {tool: version(tool) for tool in tools},
     }
 
 
-def raw_food_figures(seen: Sequence[Seen], _: Catalogue) -> Figures:
-    """What becomes of raw foods: past the gate, into the right group, and with which scores."""
-    figures: Figures = {"photos": len(seen), "gate recall": _share(_is_food(one) for one in seen)}
-    known = [one for one in seen if one.truth in IFCT_GROUPS]
-    for group in sorted(set(IFCT_GROUPS.values())):
-        members = [one for one in known if IFCT_GROUPS[one.truth] == group]
-        passed = [one for one in members if _is_food(one)]
-        figures[f"{group} photos"] = len(members)
-        figures[f"{group} gate recall"] = _share(_is_food(one) for one in members)
-        figures[f"{group} in its group, of all"] = _share(one.answer.group == group for one in members)
-        figures[f"{group} in its group, past the gate"] = _share(one.answer.group == group for one in passed)
-    scores = [one.answer.score for one in known if one.answer.score is not None]
-    figures |= {f"fruit and vegetables scored {score}": scores.count(score) for score in range(1, 6)}
-    figures["fruit and vegetables to review"] = sum(one.answer.status == "needs_review" for one in known)
-    return figures
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
-def gate_figures(seen: Sequence[Seen], _: Catalogue) -> Figures:
-    """The gate on labelled food / not_food photos, and how many of the foods a nutritionist would get."""
-    foods = [one for one in seen if one.truth == "food"]
-    others = [one for one in seen if one.truth == "not_food"]
+def _described(truths: Truths, source: Path, split: Chosen, counted: int) -> dict[str, Any]:
+    groups = Counter(photo.group for photo in truths.photos)
     return {
-        "food photos": len(foods),
-        "not_food photos": len(others),
-        "gate recall": _share(_is_food(one) for one in foods),
-        "taken for food": _share(_is_food(one) for one in others),
-        "to review, past the gate": _share(
-            one.answer.status == "needs_review" for one in foods if _is_food(one)
-        ),
+        "source": str(source),
+        "split": split,
+        "sha256": truths.sha256,
+        "photos": counted,
+        "photos that cannot be decoded": len(truths.photos) - counted,
+        "groups": dict(sorted(groups.items())),
+        "warnings": list(truths.warnings),
     }
 
 
-FIGURES: dict[str, Callable[[Sequence[Seen], Catalogue], Figures]] = {
-    "imagenet": imagenet_figures,
-    "raw foods": raw_food_figures,
-    "gate": gate_figures,
-}
-
-
-def speed_figures(subject: Subject) -> Figures:
-    """Milliseconds: loading with the self-test, and per image in batches (median of at least 10)."""
-    size = subject.engine.input_size
-    figures: Figures = {"load ms": subject.load_ms}
-    for batch in BATCHES:
-        pixels = np.random.default_rng(batch).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        times = []
-        for _ in range(max(10, 64 // batch)):
-            started = time.perf_counter()
-            subject.engine.predict(pixels)
-            times.append(time.perf_counter() - started)
-        figures[f"ms per image, batch {batch}"] = 1000 * median(times) / batch
-    return figures
-
-
-def _is_food(one: Seen) -> bool:
-    return one.answer.status != "not_food"
-
-
-def _share(hits: Iterable[bool]) -> float | None:
-    """The share of True; None of nothing at all."""
-    found = list(hits)
-    return sum(found) / len(found) if found else None
-
-
-def _table(results: Mapping[str, Mapping[str, Figures]]) -> Table:
-    """One column per model, one row per figure."""
-    table = Table(Column(no_wrap=True), *(Column(name, min_width=len(name)) for name in results))
+def _table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    """One column per model, one row per figure, a heading over each section."""
+    table = Table(Column(min_width=24), *(Column(name, justify="right") for name in results), box=SIMPLE)
     first = next(iter(results.values()))
-    for section, figures in first.items():
+    for section, names in first.items():
         table.add_section()
-        for figure in figures:
-            cells = [result[section][figure] for result in results.values()]
-            table.add_row(f"{section}: {figure}", *map(_cell, cells))
+        table.add_row(f"[bold]{escape(section)}[/]")
+        for name in names:
+            table.add_row(name, *(_cell(result[section].get(name)) for result in results.values()))
     return table
 
 
-def _cell(value: float | int | None) -> str:
+def _sections(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What of ``evaluate`` is shown in the terminal."""
+    groups = {
+        name: {key: found[key] for key in _GROUP_FIGURES if found[key] is not None}
+        for name, found in result["groups"].items()
+    }
+    robust = {
+        figure: {name: found[figure] for name, found in result["robustness"].items()}
+        for figure in ROBUSTNESS_FIGURES
+    }
+    return {
+        "all": result["overall"],
+        "less the first model, with 95 % interval": result["against the first"],
+        **{f"of the group {name}": found for name, found in groups.items()},
+        **{f"{figure} of corrupted photos": found for figure, found in robust.items()},
+        "speed": result["speed"],
+    }
+
+
+def _cell(value: str | float | int | None) -> str:
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def main() -> None:
-    """Evaluate the models named on the command line, or all."""
-    parser = argparse.ArgumentParser(prog="python -m models.evaluate", description="Evaluate on real photos.")
-    parser.add_argument("--model", action="append", choices=available(), help="default: all; may be repeated")
+def _on_photo_sets(subjects: Mapping[str, Subject], options: argparse.Namespace, console: Console) -> Any:
+    """The figures of ``--data``'s absence, and the table that shows them."""
+    sets = fetch_photos(options.out, options.gate, lambda text: console.print(text, style="yellow"))
+    results: dict[str, dict[str, Figures]] = {}
+    for name, subject in subjects.items():
+        results[name] = {"speed": subject.speed()}
+        for photo_set, photos in sets.items():
+            console.print(f"{name}: {len(photos)} photos, {photo_set}", style="dim")
+            results[name][photo_set] = FIGURES[photo_set](look(subject, photos), subject.catalogue)
+    console.print(_table(results))
+    return results
+
+
+def _on_data(
+    subjects: dict[str, Subject], truths: Truths, options: argparse.Namespace, console: Console
+) -> dict[str, Any]:
+    with Progress(console=console) as progress:
+
+        def track(photos: Sequence[Truth], description: str) -> Iterable[Truth]:
+            return progress.track(photos, description=description)
+
+        results, counted = measure(subjects, truths.photos, track)
+    console.print(_table({name: _sections(result) for name, result in results.items()}))
+    return {"data": _described(truths, options.data, options.split, counted), "models": results}
+
+
+def _manifests(options: argparse.Namespace) -> dict[str, Manifest]:
+    registry = load_settings().registry_dir
+    refs = options.model or (
+        dict.fromkeys((*Registry(registry).serving(), BASE)) if options.data else available()
+    )
+    found = {ref: load_manifest(ref, registry) for ref in refs}
+    for path in options.manifest:
+        manifest = read_manifest(path)
+        found[manifest.ref if manifest.ref not in found else f"{manifest.ref} ({path.parent.name})"] = (
+            manifest
+        )
+    return found
+
+
+def _run(options: argparse.Namespace, console: Console) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    manifests = _manifests(options)
+    truths = read_truths(options.data, options.split, [*manifests.values()]) if options.data else None
+    if truths:
+        for warning in truths.warnings:
+            console.print(escape(warning), style="yellow")
+        if options.baseline and options.split == "test":
+            try:
+                manifests[BASELINE] = train_baseline(options.data, truths.sha256, options.out, console)
+            except DatasetError as reason:
+                console.print(f"No {BASELINE}: {escape(str(reason))}", style="yellow")
+        elif options.baseline:
+            console.print(
+                f"No {BASELINE}: it would have been trained on some of these photos", style="yellow"
+            )
+    subjects = {}
+    for name, manifest in manifests.items():
+        artefacts = build(manifest, options.models_dir, lambda text: console.print(text, style="dim"))
+        subjects[name] = Subject(manifest, artefacts, options.device)
+    record = _frame()
+    if truths:
+        record |= _on_data(subjects, truths, options, console)
+    else:
+        record["models"] = _on_photo_sets(subjects, options, console)
+    (options.out / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    if truths:
+        # Here, because a promotion, which imports this module, need not wait for matplotlib.
+        from models.evaluation.report import report  # noqa: PLC0415
+
+        (options.out / "report.html").write_text(report(record), "utf-8")
+    console.print(f"Written to {options.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate the models named on the command line, or those that matter most."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.evaluate", description="How good models are on labelled photos."
+    )
+    parser.add_argument("--data", type=Path, help="labelled photos: a folder of class folders, or a CSV")
+    parser.add_argument(
+        "--split", choices=get_args(Chosen), default="test", help="all: for photos no model was trained on"
+    )
+    parser.add_argument(
+        "--model", action="append", metavar="REF", help="may be repeated; default: all or, with --data, the "
+        f"one that serves and {BASE}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--manifest", action="append", type=Path, default=[], help="a model by its manifest.toml; repeatable"
+    )
+    parser.add_argument(
+        "--no-baseline", dest="baseline", action="store_false", help=f"with --data: no {BASELINE}"
+    )
+    parser.add_argument("--gate", type=Path, help="without --data: a folder with food/*.jpg, not_food/*.jpg")
+    parser.add_argument(
+        "--device", choices=get_args(Device), default="cpu", help="OpenVINO on a CPU, or torch on a GPU"
+    )
     parser.add_argument(
         "--models-dir", type=Path, default=Path("build/models"), help="where models are built"
     )
-    parser.add_argument("--out", type=Path, default=Path("build/eval"), help="for the photos and the figures")
-    parser.add_argument("--gate", type=Path, help="a folder of your own with food/*.jpg and not_food/*.jpg")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="OpenVINO on a CPU, or torch on a GPU"
-    )
-    options = parser.parse_args()
-    console = Console()
-
-    sets: dict[str, list[Photo]] = {}
-    for photo_set, fetch in (("imagenet", imagenet_photos), ("raw foods", raw_food_photos)):
-        try:
-            sets[photo_set] = fetch(options.out)
-        except PhotosUnavailable as reason:
-            console.print(f"Skipped {photo_set}: {reason}", style="yellow")
-    if options.gate:
-        sets["gate"] = gate_photos(options.gate)
-
-    results: dict[str, dict[str, Figures]] = {}
-    with Progress(console=console) as progress:
-        for name in options.model or available():
-            artefacts = build(name, options.models_dir, progress.console.print)
-            try:
-                subject = Subject(load_manifest(name), artefacts, options.device)
-            except EngineError as error:
-                parser.exit(1, f"{error}\n")
-            results[name] = {"speed": speed_figures(subject)}
-            for photo_set, photos in sets.items():
-                seen = [
-                    subject.look(photo)
-                    for photo in progress.track(photos, description=f"{name}: {photo_set}")
-                ]
-                results[name][photo_set] = FIGURES[photo_set](seen, subject.catalogue)
-    console.print(_table(results))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    parser.add_argument("--out", type=Path, default=Path("build/eval"), help="for the figures and the report")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False)
+    try:
+        _run(options, console)
+    except (BuildError, DatasetError, EngineError, ManifestError, SettingsError, TableError) as error:
+        console.print(f"[red]evaluate:[/] {escape(str(error))}")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

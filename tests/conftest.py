@@ -32,8 +32,11 @@ from app.stores.embedded import EmbeddedStore
 from app.tenants.keys import Keyring
 from models.build import build
 from models.manifest import load_manifest
+from models.registry import DEFAULT
 
 BUILD = Path(__file__).parents[1] / "build"
+MODEL = "imagenet-lite0"
+"""What tests without a server score with: it is sure of the cup of coffee that they all send."""
 API_KEY = "fdx_key-of-the-tests-0123456789"
 
 # Machines are noisy: how long an example takes says nothing about the law it tests.
@@ -56,16 +59,17 @@ class RecordingMeter:
 
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
-    """Built models, kept between runs."""
+    """Built models, kept between runs: the tests' own and the one that serves by default."""
     folder = BUILD / "models"
-    build("imagenet-lite0", folder)
+    for name in (MODEL, DEFAULT):
+        build(load_manifest(name), folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def engine(models_dir: Path) -> Engine:
-    """The default model on OpenVINO."""
-    manifest = load_manifest("imagenet-lite0")
+    """The tests' model on OpenVINO."""
+    manifest = load_manifest(MODEL)
     return create_engine("cpu", manifest, models_dir / manifest.folder, threads=1)
 
 
@@ -128,7 +132,7 @@ def make_local(
 
     def make(*, redis_url: str | None = None, **changes: Any) -> Local:
         # A budget that a busy machine can keep; tests of the budget set their own.
-        settings = Settings(data_dir=tmp_path, **({"budget_ms": 10_000} | changes))
+        settings = Settings(data_dir=tmp_path, **({"budget_ms": 10_000, "models": (MODEL,)} | changes))
         meter, scorer = RecordingMeter(), LocalScorer(engine)
         judge = TableJudge(settings.models)
         # A tenant of its own for each test: one server serves them all.

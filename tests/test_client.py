@@ -1,5 +1,7 @@
 """The client over a real socket: safe retries, errors in words, and never a stack trace for a wrong URL."""
 
+import csv
+import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from starlette.types import ASGIApp
 from app.api.app import create_app
 from app.client import _WAITS_S as PATIENCE
 from app.client import Client, Outcome, ServiceError
+from models.training.dataset import read_examples
 from tests.conftest import API_KEY
 from tests.loopback import serving
 from tests.photos import coffee_jpeg
@@ -309,3 +312,188 @@ def test_the_key_is_this_machine_s_where_none_is_given(client_of, photo, tmp_pat
         score(client, photo)
     keys = [headers["authorization"] for _, headers, _ in server.requests]
     assert keys == ["Bearer fdx_in-the-data-folder-0123456789", "Bearer fdx_in-the-environment-0123456789"]
+
+
+# Labels
+
+
+class Reviewed:
+    """A client of the real service, where photos are scored and reviewed; ``asked`` are the paths it asks."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        self.client = client
+        self.folder = folder
+        self.asked: list[str] = []
+        client._http.event_hooks["request"].append(lambda request: self.asked.append(request.url.path))
+
+    def result(self, number: int, **review) -> dict:
+        """Score a photo; another number, another photo. Review it, if there is one."""
+        photo = self.folder / f"{number}.jpg"
+        photo.write_bytes(coffee_jpeg(64, 48, quality=60 + number))
+        (outcome,) = score(self.client, photo)
+        assert outcome.result, outcome.error
+        if review:
+            path = f"/v1/scores/{outcome.result['id']}/review"
+            self.client._http.post(path, json=review).raise_for_status()
+        return outcome.result
+
+
+@pytest.fixture
+def reviewed(client_of, make_local, tmp_path) -> Reviewed:
+    made = []
+
+    async def service(scope, receive, send) -> None:
+        # Made at the first message, inside the loop that will run it.
+        if not made:
+            made.append(create_app(make_local().service))
+        await made[0](scope, receive, send)
+
+    return Reviewed(client_of(service), tmp_path)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def test_reviews_become_examples_to_train_on(reviewed, tmp_path):
+    first = reviewed.result(1, score=2, dish="flat white", comment="=1+1", reviewer="dr-lee")
+    reviewed.result(2)
+    third = reviewed.result(3, score=5)
+    folder = tmp_path / "new" / "labels"
+    assert reviewed.client.export_labels(folder, photos=True) == 2
+    examples = read_examples(folder / "labels.csv")
+    assert [(example.label, example.score) for example in examples] == [("flat_white", 2), (None, 5)]
+    for example, result in zip(examples, (first, third), strict=True):
+        assert example.path == folder / "photos" / f"{result['image']['sha256']}.jpeg"
+        assert hashlib.sha256(example.path.read_bytes()).hexdigest() == result["image"]["sha256"]
+    assert [row["comment"] for row in table(folder)] == ["'=1+1", ""]
+
+
+def test_without_photos_labels_name_the_keys_of_the_store(reviewed, tmp_path):
+    result = reviewed.result(1, score=2)
+    assert reviewed.client.export_labels(tmp_path / "out", photos=False) == 1
+    assert [row["image"] for row in table(tmp_path / "out")] == [result["image"]["key"]]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["labels.csv"]
+
+
+def test_labels_are_fetched_page_by_page_and_each_counts_once(reviewed, tmp_path, monkeypatch):
+    results = [reviewed.result(number, score=1 + number) for number in range(3)]
+    send, page = Client._send, 0
+
+    def in_small_pages(self, method, path, *, params, **options):
+        """Two labels a page; the first one is reviewed again once the first page is read."""
+        nonlocal page
+        page += 1
+        if page == 2:
+            self._http.post(f"/v1/scores/{results[0]['id']}/review", json={"score": 4})
+        return send(self, method, path, params={**params, "limit": 2}, **options)
+
+    monkeypatch.setattr(Client, "_send", in_small_pages)
+    assert reviewed.client.export_labels(tmp_path / "out", photos=False) == 3
+    assert page == 2
+    assert {row["id"]: row["score"] for row in table(tmp_path / "out")} == {
+        result["id"]: score for result, score in zip(results, "423", strict=True)
+    }
+
+
+def test_a_photo_that_is_there_is_not_fetched_again(reviewed, tmp_path):
+    results = [reviewed.result(number, score=3) for number in (1, 2, 3)]
+    reviewed.client.export_labels(tmp_path / "out", photos=True)
+    before = table(tmp_path / "out")
+    kept, damaged, lost = ((tmp_path / "out" / row["image"]) for row in before)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    lost.unlink()
+    reviewed.asked.clear()
+    assert reviewed.client.export_labels(tmp_path / "out", photos=True) == 3
+    asked = {path.split("/")[3] for path in reviewed.asked if path.endswith("/image")}
+    assert asked == {results[1]["id"], results[2]["id"]}
+    assert table(tmp_path / "out") == before
+    photos = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept.parent.iterdir()}
+    assert photos == {f"{sha256}.jpeg": sha256 for sha256 in photos.values()}
+
+
+def test_what_is_deleted_before_its_photo_came_is_left_out(reviewed, tmp_path, monkeypatch):
+    results = [reviewed.result(number, score=3) for number in (1, 2)]
+    labels = Client._labels
+
+    def and_then_deleted(self):
+        found = labels(self)
+        self._http.delete(f"/v1/scores/{results[0]['id']}").raise_for_status()
+        return found
+
+    monkeypatch.setattr(Client, "_labels", and_then_deleted)
+    assert reviewed.client.export_labels(tmp_path / "out", photos=True) == 1
+    assert [row["id"] for row in table(tmp_path / "out")] == [results[1]["id"]]
+
+
+PHOTO = b"a photo"
+SHA256 = hashlib.sha256(PHOTO).hexdigest()
+
+
+def page_of(sha256: str = SHA256, link: str | None = None) -> Response:
+    text = f"image,score,class,id,sha256\r\nkey,3,,1,{sha256}\r\n"
+    return Response(text, media_type="text/csv", headers={"Link": link} if link else None)
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [
+        problem(503, "images_unavailable"),
+        Response(b"another photo", media_type="image/jpeg"),
+        Response(PHOTO, media_type="text/html"),
+        Response(PHOTO, media_type="image/../../jpeg"),
+        PlainTextResponse("<h1>Not here</h1>", 404),
+    ],
+)
+def test_an_error_leaves_the_table_of_before(client_of, tmp_path, photo):
+    (tmp_path / "labels.csv").write_text("of before")
+    with pytest.raises(ServiceError):
+        client_of(Scripted(page_of(), photo)).export_labels(tmp_path, photos=True)
+    assert (tmp_path / "labels.csv").read_text() == "of before"
+    assert list((tmp_path / "photos").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PlainTextResponse("hello"),
+        JSONResponse({"items": []}),
+        page_of("../../etc/passwd"),
+        page_of(SHA256 + ',"'),
+        page_of(SHA256 + ",more"),
+        Response("id,sha256,image\r\n1\r\n", media_type="text/csv"),
+        page_of(link='<?cursor=7>; rel="next"'),  # over and over
+    ],
+)
+def test_what_is_no_table_of_labels_is_told(client_of, tmp_path, answer):
+    with pytest.raises(ServiceError, match="is not FoodDX"):
+        client_of(Scripted(answer)).export_labels(tmp_path / "out", photos=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing_behind(client_of, tmp_path):
+    (tmp_path / "labels.csv").mkdir()
+    with pytest.raises(IsADirectoryError):
+        client_of(Scripted(page_of())).export_labels(tmp_path, photos=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+
+
+def test_a_service_without_labels_is_told_in_its_words(client_of, tmp_path):
+    with pytest.raises(ServiceError, match="not_found"):
+        client_of(Scripted(problem(404, "not_found"))).export_labels(tmp_path, photos=False)
+
+
+def test_the_next_page_is_asked_of_the_same_service(client_of, tmp_path):
+    elsewhere = Scripted(page_of())
+    address = f"{client_of(elsewhere)._http.base_url}/v1/labels?cursor=7"
+    server = Scripted(page_of(link=f'<{address}>; rel="next"'), page_of())
+    assert client_of(server).export_labels(tmp_path, photos=False) == 1
+    assert [path for path, _, _ in server.requests] == ["/v1/labels"] * 2
+    assert elsewhere.requests == []
+
+
+def test_labels_are_waited_for_as_photos_are(client_of, tmp_path, waits):
+    server = Scripted(problem(503, "results_unavailable", "2"), page_of())
+    assert client_of(server).export_labels(tmp_path, photos=False) == 1
+    assert waits == [2.0]

@@ -117,16 +117,18 @@ def test_every_field_of_the_result() -> None:
     assert len(documented) == len(set(documented))
 
 
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    action = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+def parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return dict(action.choices)
 
 
 def test_every_command_and_option() -> None:
-    documented = {call.split()[1] for row in table(README, "## The command") for call in code(row[0])}
-    assert documented == set(parsers())
+    documented = [call.split() for row in table(README, "## The command") for call in code(row[0])]
+    commands = parsers(_parser())
+    assert {words[1] for words in documented} == set(commands)
+    assert {words[2] for words in documented if words[1] == "model"} == set(parsers(commands["model"]))
     words = section(README, "## The command").partition("\n## ")[0]
-    options = {option for p in parsers().values() for a in p._actions for option in a.option_strings}
+    options = {option for p in commands.values() for a in p._actions for option in a.option_strings}
     assert {option for option in options - {"-h", "--help"} if option not in words} == set()
 
 

@@ -60,8 +60,12 @@ class TestOneModel:
         assert described.name == "imagenet-lite0"
         assert described.input_size == load_manifest("imagenet-lite0").input.size
         assert described.labels == 1000
-        assert "pizza" in described.foods
-        assert list(described.foods) == sorted(described.foods)
+        names = [food.name for food in described.foods]
+        assert names == sorted(names)
+        pizza = described.foods[names.index("pizza")]
+        assert (pizza.classes, pizza.score) == (("pizza",), 2)
+        assert sum(pizza.components.values()) == pizza.points
+        assert pizza.sources[0].startswith("100% FDC ")
         assert described.thresholds == dataclasses.asdict(ONE.thresholds)
         assert ONE.describe().serving == ONE.model
 
@@ -70,12 +74,23 @@ class TestOneModel:
         gated = manifest.model_copy(
             update={"heads": (Head(name="food", kind="gate", size=1), *manifest.heads)}
         )
-        monkeypatch.setattr("app.judge.load_manifest", lambda _: gated)
+        monkeypatch.setattr("app.judge.load_manifest", lambda *_: gated)
         judge = TableJudge(["gated"])
         pizza = sure_of(pizza=0.9)
         for gate, status in [(0.05, "not_food"), (0.95, "scored")]:
             found = judge.assess(scored(np.concatenate([np.float32([gate]), pizza])))
             assert (found.status, round(found.food_probability, 2)) == (status, gate)
+
+    def test_a_score_head_takes_the_place_of_the_tables(self, monkeypatch):
+        manifest = load_manifest("imagenet-lite0")
+        taught = manifest.model_copy(
+            update={"heads": (*manifest.heads, Head(name="score", kind="score", size=4))}
+        )
+        monkeypatch.setattr("app.judge.load_manifest", lambda *_: taught)
+        own = np.float32([0, 0, 0.1, 0.2, 0.7])
+        found = TableJudge(["taught"]).assess(scored(np.concatenate([sure_of(pizza=0.9), own])))
+        assert found.score_probabilities == pytest.approx(own)
+        assert (found.score, found.dishes[0][0], found.group) == (5, "pizza", "fast-food")
 
 
 class TestSeveralModels:
@@ -108,7 +123,7 @@ class TestSeveralModels:
         own = {"imagenet-lite0": Thresholds(food=0.2), "imagenet-lite1": Thresholds(food=0.9)}
         monkeypatch.setattr(
             "app.judge.load_manifest",
-            lambda name: load_manifest(name).model_copy(update={"thresholds": own[name]}),
+            lambda name, _: load_manifest(name).model_copy(update={"thresholds": own[name]}),
         )
         judge = TableJudge(list(own))
         assert judge.thresholds == own["imagenet-lite0"]

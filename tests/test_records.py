@@ -1,4 +1,4 @@
-"""What was scored, afterwards: reading, the diary and its days, reviews, deletion, and the sweep."""
+"""What was scored, afterwards: reading, the diary and its days, reviews, labels, deletion, the sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from app.errors import AlreadyDecided, ImagesUnavailable, NotFound
 from app.judge import TableJudge
-from app.schemas import Diary, ImageFacts, ModelRef, Result, ReviewIn
+from app.schemas import Diary, ImageFacts, Label, Labels, ModelRef, Result, ReviewIn
 from app.stores.images import image_key
 from app.stores.results import Record, Ticket, id_floor
 from tests.rooms import Tenant, crash, forget, meal, new_tenant, play, wall
@@ -289,10 +289,10 @@ class TestDeletion:
             with pytest.raises(asyncio.CancelledError):
                 await deletion
             async with asyncio.timeout(20):
-                while me.photos():  # noqa: ASYNC110 - nobody is left to tell when it is done
-                    await asyncio.sleep(0.01)
+                # The photo goes first, then the keys. Nobody is left to tell when it is done.
                 while await me.kept(store.url):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
+            assert me.photos() == set()
 
         play(make_local, story)
 
@@ -408,6 +408,95 @@ class TestReviews:
             with pytest.raises(NotFound):
                 await me.service.records.review(me.name, result.id, ReviewIn(score=1))
             assert await me.kept(store.url) == set()
+
+        play(make_local, story)
+
+
+class TestLabels:
+    def test_say_what_was_decided_and_what_the_model_said(self, make_local):
+        async def story(me: Tenant) -> None:
+            result = await me.score(meal(), user="ann")
+            await me.score(meal(1), user="ann")
+            given = ReviewIn(score=2, dish="flat white", comment="half of it", reviewer="eve")
+            reviewed = await me.service.records.review(me.name, result.id, given)
+            assert await me.service.records.labels(me.name, 0, 9) == Labels(
+                items=(
+                    Label(
+                        image=result.image.key, score=2, dish="flat white", id=result.id,
+                        sha256=result.image.sha256, model="imagenet-lite0@1", model_score=result.score_mean,
+                        reviewer="eve", reviewed_at=reviewed.review.reviewed_at, comment="half of it",
+                    ),
+                ),
+                next_cursor=None,
+            )  # fmt: skip
+
+        play(make_local, story)
+
+    def test_come_in_pages_in_the_order_of_the_last_reviews(self, make_local):
+        async def story(me: Tenant) -> None:
+            start = datetime(2026, 5, 1, tzinfo=UTC)
+            results = [await written(me, start + timedelta(hours=n), 3) for n in range(5)]
+            for number in (4, 0, 2, 3, 1, 0):
+                await me.service.records.review(me.name, results[number].id, ReviewIn(score=1 + number))
+            found, cursor = [], "0"
+            for expected in (2, 2, 1):
+                page = await me.service.records.labels(me.name, int(cursor), 2)
+                assert len(page.items) == expected
+                found += page.items
+                cursor = page.next_cursor
+            assert [(label.id, label.score) for label in found] == [
+                (results[n].id, 1 + n) for n in (4, 2, 3, 1, 0)
+            ]
+            assert cursor is None
+
+        play(make_local, story)
+
+    def test_of_a_user_are_deleted_with_the_user(self, make_local, store):
+        async def story(me: Tenant) -> None:
+            results = [await me.score(meal(n), user=user) for n, user in enumerate(("ann", "ann", "bob"))]
+            for result in results:
+                await me.service.records.review(me.name, result.id, ReviewIn(score=1))
+            await me.service.records.delete_user(me.name, "ann")
+            page = await me.service.records.labels(me.name, 0, 9)
+            assert [label.id for label in page.items] == [results[2].id]
+            await me.service.records.delete_user(me.name, "bob")
+            assert await me.kept(store.url) == set()
+
+        play(make_local, story)
+
+    def test_written_while_the_photo_is_deleted_go_with_it(self, make_local, store):
+        async def story(me: Tenant) -> None:
+            result = await me.score(meal())
+            delete = me.service.images.delete
+
+            async def reviewed_meanwhile(key):
+                await me.service.records.review(me.name, result.id, ReviewIn(score=1))
+                await delete(key)
+
+            me.service.images.delete = reviewed_meanwhile
+            await me.service.records.delete(me.name, result.id)
+            assert me.photos() == await me.kept(store.url) == set()
+
+        play(make_local, story)
+
+    def test_deleted_while_a_page_is_read_are_left_out(self, make_local):
+        async def story(me: Tenant) -> None:
+            results = [await me.score(meal(n)) for n in range(3)]
+            for result in results:
+                await me.service.records.review(me.name, result.id, ReviewIn(score=1))
+            labels = me.service.results.labels
+
+            async def and_then_deleted(*args):
+                found = await labels(*args)
+                await me.service.records.delete(me.name, results[0].id)
+                return found
+
+            me.service.results.labels = and_then_deleted
+            page = await me.service.records.labels(me.name, 0, 2)
+            assert [label.id for label in page.items] == [results[1].id]
+            me.service.results.labels = labels
+            page = await me.service.records.labels(me.name, int(page.next_cursor), 2)
+            assert [label.id for label in page.items] == [results[2].id]
 
         play(make_local, story)
 

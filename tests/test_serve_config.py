@@ -161,7 +161,7 @@ def test_the_arguments_are_settings(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"budget": 1000}, {"budget_ms": "soon"}, {"models": ""}, {"device": "gpu"}]
+    "wrong", [{"budget": 1000}, {"budget_ms": "soon"}, {"models": "a,,b"}, {"device": "gpu"}]
 )
 def test_a_wrong_argument_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.api.labels import to_csv
+from app.schemas import Labels
+
 PROFILE = '{"user": "ana", "goals": ["less-salt"], "diet": ["vegetarian"], "avoid": ["peanut"]}'
 
 RESULT: dict[str, Any] = {
@@ -29,7 +32,7 @@ RESULT: dict[str, Any] = {
         "key": "default/9f/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     },
     "duplicate_of": None,
-    "model": {"name": "imagenet-lite0", "version": "1"},
+    "model": {"name": "meals-lite0", "version": "1"},
     "user": "ana",
     "review": None,
     "created_at": "2026-11-21T12:00:00.000000Z",
@@ -52,23 +55,77 @@ UNSURE: dict[str, Any] = RESULT | {
 
 REVIEW_QUEUE: dict[str, Any] = {"items": [UNSURE], "next_cursor": None}
 
-REVIEW_IN: dict[str, Any] = {"score": 4, "comment": "A salad with croutons.", "reviewer": "dr-lee"}
+REVIEW_IN: dict[str, Any] = {
+    "score": 4,
+    "dish": "caesar salad",
+    "comment": "A salad with croutons.",
+    "reviewer": "dr-lee",
+}
+
+LABELS: dict[str, Any] = {
+    "items": [
+        {
+            "image": RESULT["image"]["key"],
+            "score": 4,
+            "class": "caesar salad",
+            "id": RESULT["id"],
+            "sha256": RESULT["image"]["sha256"],
+            "model": "meals-lite0@1",
+            "model_score": 3.1,
+            "reviewer": "dr-lee",
+            "reviewed_at": "2026-11-21T12:30:00.000000Z",
+            "comment": "A salad with croutons.",
+        }
+    ],
+    "next_cursor": None,
+}
+
+LABELS_CSV = to_csv(Labels.model_validate(LABELS))
 
 SCORE_BY_KEY: dict[str, Any] = {"key": "inbox/lunch.jpg", "profile": {"user": "ana", "goals": ["less-salt"]}}
 
 UPLOAD_IN: dict[str, Any] = {"media_type": "image/jpeg", "bytes": 1415302}
 
 MODELS: dict[str, Any] = {
-    "serving": {"name": "imagenet-lite0", "version": "1"},
+    "serving": {"name": "meals-lite0", "version": "1"},
     "models": [
         {
-            "name": "imagenet-lite0",
+            "name": "meals-lite0",
             "version": "1",
             "backbone": "tf_efficientnet_lite0",
-            "licence": "Apache-2.0",
+            "licence": "research use",
             "input_size": 224,
-            "labels": 1000,
-            "foods": ["banana", "espresso", "pizza"],
+            "labels": 142,
+            "foods": [
+                {
+                    "name": "pizza",
+                    "classes": ["pizza"],
+                    "score": 2,
+                    "grade": "D",
+                    "points": 16,
+                    "category": "general",
+                    "components": {
+                        "energy": 3,
+                        "sugars": 0,
+                        "saturates": 5,
+                        "salt": 8,
+                        "protein": 0,
+                        "fibre": 0,
+                        "fruit_veg_legume": 0,
+                    },
+                    "per_100": {
+                        "energy_kj": 1133.9,
+                        "sugars_g": 3.37,
+                        "saturated_fat_g": 5.04,
+                        "fat_g": 10.89,
+                        "salt_g": 1.7125,
+                        "fibre_g": 1.8,
+                        "protein_g": 11.93,
+                        "fruit_veg_legume_pct": 15.0,
+                    },
+                    "sources": ['100% FDC 172040: PIZZA HUT 12" Cheese Pizza, Hand-Tossed Crust (SR Legacy)'],
+                }
+            ],
             "thresholds": {"food": 0.15, "review": 1.0, "dish": 0.05, "dishes": 5},
         }
     ],
@@ -79,6 +136,7 @@ BY_SCHEMA = {
     "Diary": DIARY,
     "ReviewQueue": REVIEW_QUEUE,
     "ReviewIn": REVIEW_IN,
+    "Labels": LABELS,
     "ScoreByKey": SCORE_BY_KEY,
     "UploadIn": UPLOAD_IN,
     "Models": MODELS,

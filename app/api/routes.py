@@ -11,8 +11,8 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from app.api import bodies
-from app.api.examples import PROFILE
+from app.api import bodies, labels
+from app.api.examples import LABELS_CSV, PROFILE
 from app.api.problems import responses, with_subclasses
 from app.api.requests import Tenant, budget_s, idempotency_key, request_id_of, stages_of
 from app.errors import (
@@ -36,7 +36,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.pipeline import Photo
-from app.schemas import Diary, Models, Result, ReviewIn, ReviewQueue, ScoreByKey, UploadIn, UserId
+from app.schemas import Diary, Labels, Models, Result, ReviewIn, ReviewQueue, ScoreByKey, UploadIn, UserId
 from app.service import Service
 from app.telemetry import STAGES, logger
 
@@ -51,7 +51,7 @@ Cursor = Annotated[
     str | None, Query(pattern=r"^[0-9a-f-]{36}$", description="`next_cursor` of the page before")
 ]
 Limit = Annotated[int, Query(ge=1, le=100)]
-_JSON = "application/json"
+_JSON, _CSV = "application/json", "text/csv"
 
 _SCORE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -249,9 +249,51 @@ async def reviews(request: Request, tenant: Tenant, cursor: Cursor = None, limit
     responses=responses(*_BODY, NotFound, AlreadyDecided, ResultsUnavailable),
 )
 async def review(request: Request, tenant: Tenant, result_id: ResultId) -> Result:
-    """A nutritionist's score and words; the result counts as scored from then on."""
+    """A nutritionist's score, dish and words; the result counts as scored from then on."""
     given = await bodies.read_model(request, ReviewIn, timeout_s=_service(request).settings.body_timeout_s)
     return await _service(request).records.review(tenant, result_id, given)
+
+
+@router.get(
+    "/labels",
+    tags=["reviews"],
+    summary="Reviews as labels to train on",
+    response_model=Labels,
+    responses={
+        200: {
+            "content": {_CSV: {"schema": {"type": "string"}, "example": LABELS_CSV}},
+            "headers": {
+                "Link": {
+                    "schema": {"type": "string"},
+                    "description": 'With a CSV: the next page, `rel="next"`; the last one has none',
+                }
+            },
+        },
+        **responses(InvalidField, ResultsUnavailable),
+    },
+)
+async def reviewed_labels(
+    request: Request,
+    tenant: Tenant,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[0-9]{1,16}$", description="`next_cursor` of the page before")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    accept: Annotated[str, Header(alias="Accept", include_in_schema=False)] = _JSON,
+) -> Labels | Response:
+    """Every review, oldest first: the photo's key, the nutritionist's score and dish, what the model said.
+
+    With `Accept: text/csv` as a table that a training reads: each page is a whole one, with its header, and
+    names the next in `Link`. In `reviewer` and `comment` an apostrophe stands before what a spreadsheet would
+    take for a formula.
+    """
+    page = await _service(request).records.labels(tenant, int(cursor or 0), limit)
+    if _CSV not in {kind.partition(";")[0].strip().lower() for kind in accept.split(",")}:
+        return page
+    link = f'<?cursor={page.next_cursor}&limit={limit}>; rel="next"'
+    return Response(
+        labels.to_csv(page), media_type=_CSV, headers={"Link": link} if page.next_cursor else None
+    )
 
 
 @router.post(

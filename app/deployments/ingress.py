@@ -15,12 +15,14 @@ from starlette.types import ASGIApp
 from app.api.app import create_app
 from app.deployments.calls import calling
 from app.errors import FoodDXError, ScorerUnavailable
+from app.food.foods import TableError
 from app.judge import TableJudge
 from app.messages import PhotoJob, Rejected, Scored
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import RayMeter, logger
 from app.tenants.keys import Keyring
+from models.manifest import ManifestError
 
 # By gRPC a message may have 4 MiB unless every node was told otherwise; larger photos go through the object
 # store of Ray, which has no such bound.
@@ -30,11 +32,16 @@ _READY_TIMEOUT_S = 2.0
 
 
 class IngressConfig(BaseModel):
-    """What ``user_config`` may change while the ingress runs: thresholds by name, see app.food.assessment."""
+    """What ``user_config`` may change while the ingress runs.
+
+    ``thresholds`` by name, see app.food.assessment, over the manifests' own; ``models``: none means those it
+    began with.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     thresholds: Mapping[str, int | float] = {}
+    models: tuple[str, ...] = ()
 
 
 @serve.ingress()
@@ -44,12 +51,11 @@ class Ingress:
     def __init__(self, settings: Settings, redis_url: SecretStr, keyring: Keyring, preprocessor: Any) -> None:
         self._small = preprocessor
         self._large = preprocessor.options(_by_reference=True)
-        self._manifests = TableJudge(settings.models)
         self._service = Service.wire(
             settings=settings,
             redis_url=redis_url.get_secret_value(),
             keyring=keyring,
-            judge=self._manifests,
+            judge=TableJudge(settings.models, registry=settings.registry_dir),
             score=self._score,
             scorer_ready=self._scorer_ready,
             meter=RayMeter(),
@@ -62,9 +68,19 @@ class Ingress:
         return api
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take new thresholds over the manifests' own; requests under way keep those they began with."""
-        thresholds = IngressConfig.model_validate(config).thresholds
-        self._service.pipeline.judge = self._manifests.adjusted(thresholds)
+        """Take new models and thresholds; requests under way keep those they began with.
+
+        Models that cannot be read leave those before in use, as in the scorer.
+        """
+        wanted = IngressConfig.model_validate(config)
+        settings = self._service.settings
+        models = wanted.models or settings.models
+        try:
+            judge = TableJudge(models, registry=settings.registry_dir)
+        except (ManifestError, TableError):
+            logger.exception("models cannot be loaded", extra={"models": list(models)})
+            return
+        self._service.pipeline.judge = judge.adjusted(wanted.thresholds)
 
     async def _score(self, job: PhotoJob) -> Scored | Rejected:
         handle = self._large if len(job.data) > _LARGEST_BY_VALUE else self._small

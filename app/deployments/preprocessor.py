@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from app.deployments.calls import calling
+from app.engines.inputs import input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
 from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
 from app.imaging.prepare import Prepared, prepare
 from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored, expired
 from app.telemetry import RayMeter, logger
+from models.manifest import ManifestError, load_manifest
 
 # Two, although one core may be all there is: a slow progressive photo then shares with small ones
 # instead of holding them up.
@@ -23,8 +27,10 @@ _THREADS = 2
 class Preprocessor:
     """Decodes photos in threads (Pillow gives up the GIL) and passes them on."""
 
-    def __init__(self, specs: tuple[InputSpec, ...], limits: ImageLimits, scorer: Any) -> None:
-        self._specs = specs
+    def __init__(self, registry: Path, limits: ImageLimits, scorer: Any) -> None:
+        self._registry = registry
+        # Models change a few times a year, and two at a time are in use while they do.
+        self._specs = lru_cache(maxsize=8)(self._read_specs)
         self._limits = limits
         self._scorer = scorer
         self._threads = ThreadPoolExecutor(_THREADS, "decode")
@@ -43,7 +49,7 @@ class Preprocessor:
         prepared, decode_s = await loop.run_in_executor(self._threads, self._prepare, job)
         with calling("scorer"):
             outcome: Inference | Rejected = await self._scorer.run.remote(
-                PixelsJob(prepared.pixels, job.deadline, time.time(), job.request_id)
+                PixelsJob(prepared.pixels, job.models, job.deadline, time.time(), job.request_id)
             )
         if isinstance(outcome, Rejected):
             return outcome
@@ -57,8 +63,15 @@ class Preprocessor:
             self._meter.add("fooddx_expired_total", stage="decode")
             raise DeadlineExceeded
         start = time.perf_counter()
-        prepared = prepare(job.data, self._limits, self._specs)
+        prepared = prepare(job.data, self._limits, self._specs(job.models))
         return prepared, time.perf_counter() - start
+
+    def _read_specs(self, models: tuple[str, ...]) -> tuple[InputSpec, ...]:
+        try:
+            return input_specs(load_manifest(ref, self._registry) for ref in models)
+        except ManifestError as error:
+            logger.error("model not on this node", extra={"models": list(models), "reason": str(error)})
+            raise ScorerUnavailable("The model is not here yet.", retry_after_s=1) from error
 
     async def ready(self) -> bool:
         """Whether a photo could be scored now; asks the scorer too."""

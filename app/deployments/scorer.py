@@ -4,62 +4,101 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from app.engines import Engine, EngineError, create_engine
-from app.errors import DeadlineExceeded, FoodDXError
-from app.imaging.decode import InputSpec
+from app.engines import Device, Engine, EngineError, create_engine
+from app.engines.inputs import input_spec, input_specs
+from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
 from app.messages import Inference, PixelsJob, Rejected, expired
 from app.telemetry import RayMeter, logger
-from models.build import build_apart, is_built
-from models.manifest import Manifest, load_manifest
+from models.build import BuildError, build_apart, is_built
+from models.manifest import ManifestError, load_manifest
+
+# Two sets of models: those that serve, and those before.
+_SETS_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHome:
+    """Where a scorer finds its models and how it runs them.
+
+    Attributes:
+        registry: folder of the registered models, see models/registry.py.
+        built: folder of what was built of models.
+        device: "cuda" for torch on a GPU, "cpu" for OpenVINO.
+        threads: CPU threads of one scorer.
+    """
+
+    registry: Path
+    built: Path
+    device: Device
+    threads: int
 
 
 class ScorerConfig(BaseModel):
-    """What ``user_config`` may change while the scorer runs."""
+    """What ``user_config`` may change while the scorer runs; no models: those it began with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=16, ge=1, le=256)
     batch_wait_ms: float = Field(default=0.0, ge=0, le=1000)
+    models: tuple[str, ...] = ()
+
+
+class _Loaded:
+    """Models that look at the same photos, ready to run."""
+
+    def __init__(self, refs: tuple[str, ...], home: ModelHome, max_batch: int) -> None:
+        start = time.perf_counter()
+        manifests = [load_manifest(ref, home.registry) for ref in refs]
+        if not all(is_built(manifest, home.built) for manifest in manifests):
+            # A node's set-up should have: it takes a replica's start from two seconds to many.
+            logger.warning("building models at replica start", extra={"models": list(refs)})
+            build_apart(manifests, home.built)
+        self.engines: list[Engine] = [
+            create_engine(home.device, manifest, home.built / manifest.folder, home.threads)
+            for manifest in manifests
+        ]
+        self.specs = input_specs(manifests)
+        self.spec_of = [self.specs.index(input_spec(manifest)) for manifest in manifests]
+        for engine in self.engines:
+            engine.warm_up(max_batch)
+        logger.info(
+            "models loaded", extra={"models": list(refs), "load_s": round(time.perf_counter() - start, 2)}
+        )
+
+    def fits(self, job: PixelsJob) -> bool:
+        return [p.shape for p in job.pixels] == [(spec.size, spec.size, 3) for spec in self.specs]
+
+    def predict(self, jobs: Sequence[PixelsJob]) -> list[NDArray[np.float32]]:
+        stacked = [np.stack([job.pixels[i] for job in jobs]) for i in range(len(self.specs))]
+        return [engine.predict(stacked[i]) for engine, i in zip(self.engines, self.spec_of, strict=True)]
 
 
 class Scorer:
-    """Runs every configured model over each batch.
+    """Runs the models that a photo's job names over each batch.
 
     Attributes are private; what matters: a photo that cannot be run fails alone, as a Rejected among its
     batch's results. An engine that fails marks the replica as broken: ``check_health`` then tells Ray, which
-    replaces it.
+    replaces it. Models are taken up beside those in use, and the ones before stay loaded: photos that were
+    under way still find them, and so does whoever goes back.
     """
 
-    def __init__(
-        self,
-        models: tuple[str, ...],
-        models_dir: Path,
-        device: Literal["cpu", "cuda"],
-        threads: int,
-        max_batch: int,
-    ) -> None:
-        start = time.perf_counter()
-        if not all(is_built(name, models_dir) for name in models):
-            # A node's set-up should have: it takes a replica's start from two seconds to many.
-            logger.warning("building models at replica start", extra={"models": list(models)})
-            build_apart(models, models_dir)
-        manifests = [load_manifest(name) for name in models]
-        self._engines: list[Engine] = [
-            create_engine(device, manifest, models_dir / manifest.folder, threads) for manifest in manifests
-        ]
-        self._specs = input_specs(models)
-        self._spec_of = [self._specs.index(input_spec(manifest)) for manifest in manifests]
-        for engine in self._engines:
-            engine.warm_up(max_batch)
+    def __init__(self, models: tuple[str, ...], home: ModelHome, max_batch: int) -> None:
+        self._home = home
+        self._max_batch = max_batch
+        self._own = models
+        self._loaded = {models: _Loaded(models, home, max_batch)}
+        self._loading = asyncio.Lock()
         # One thread: an engine takes one call at a time, and the loop stays free to take in the next batch.
         self._thread = ThreadPoolExecutor(1, "infer")
         self._idle = asyncio.Event()
@@ -67,15 +106,35 @@ class Scorer:
         self._broken: str | None = None
         self._waiting = 0
         self._meter = RayMeter()
-        logger.info(
-            "scorer ready", extra={"models": list(models), "load_s": round(time.perf_counter() - start, 2)}
-        )
 
-    def reconfigure(self, config: dict[str, float]) -> None:
-        """Take a new batch size and wait; the next batch uses them, nothing restarts."""
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take a new batch size and wait, and load new models; the next batch uses them, nothing restarts.
+
+        Models that cannot be loaded are logged and leave those before in use: Ray would take an exception for
+        a broken replica and, after a few, end the application. Photos that name them are told to come again.
+        """
         wanted = ScorerConfig.model_validate(config)
         self._batched.set_max_batch_size(wanted.batch_size)
         self._batched.set_batch_wait_timeout_s(wanted.batch_wait_ms / 1000)
+        await self._try_to_load(wanted.models or self._own)
+
+    async def _try_to_load(self, models: tuple[str, ...]) -> bool:
+        try:
+            await self._load(models)
+        except (ManifestError, BuildError, EngineError):
+            logger.exception("models cannot be loaded", extra={"models": list(models)})
+            return False
+        return True
+
+    async def _load(self, models: tuple[str, ...]) -> None:
+        """Have ``models`` loaded, and of the others only those used before."""
+        async with self._loading:
+            loaded = self._loaded.pop(models, None)  # put back as the youngest
+            if loaded is None:
+                loaded = await asyncio.to_thread(_Loaded, models, self._home, self._max_batch)
+            while len(self._loaded) >= _SETS_KEPT:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[models] = loaded
 
     def check_health(self) -> None:
         """Raise when an engine is broken: Ray then starts another replica."""
@@ -90,6 +149,11 @@ class Scorer:
         """Score one photo, together with whoever else is waiting."""
         self._count(1)
         try:
+            # Where not, the ingress has heard of them first.
+            if job.models not in self._loaded and (
+                expired(job.deadline) or not await self._try_to_load(job.models)
+            ):
+                return Rejected.of(ScorerUnavailable("The model is not here yet."))
             # Left alone, @serve.batch closes batches on its timer while one is still in work, and they come
             # out small. Whoever comes meanwhile waits here instead, and all of them make the next batch.
             await self._idle.wait()
@@ -118,8 +182,12 @@ class Scorer:
 
     async def _infer(self, jobs: list[PixelsJob], started: float) -> dict[int, Inference | Rejected]:
         loop = asyncio.get_running_loop()
+        groups: dict[tuple[str, ...], list[PixelsJob]] = {}
+        for job in jobs:
+            groups.setdefault(job.models, []).append(job)
+        sets = [(self._loaded[models], group) for models, group in groups.items()]
         try:
-            outputs = await loop.run_in_executor(self._thread, self._predict, jobs)
+            outputs = await loop.run_in_executor(self._thread, _predict, sets)
         except EngineError as error:
             # The device or the model failed, not a photo: no later batch can be trusted.
             self._broken = str(error)
@@ -134,17 +202,11 @@ class Scorer:
                 "ms": round(score_s * 1000, 1),
             },
         )
-        return {
-            id(job): Inference(tuple(output[i] for output in outputs), max(started - job.sent, 0.0), score_s)
-            for i, job in enumerate(jobs)
-        }
-
-    def _predict(self, jobs: list[PixelsJob]) -> list[NDArray[np.float32]]:
-        stacked = [np.stack([job.pixels[i] for job in jobs]) for i in range(len(self._specs))]
-        return [engine.predict(stacked[i]) for engine, i in zip(self._engines, self._spec_of, strict=True)]
+        return {id(job): Inference(rows, max(started - job.sent, 0.0), score_s) for job, rows in outputs}
 
     def _fits(self, job: PixelsJob) -> bool:
-        return [p.shape for p in job.pixels] == [(spec.size, spec.size, 3) for spec in self._specs]
+        loaded = self._loaded.get(job.models)
+        return loaded is not None and loaded.fits(job)
 
     def _reject(self, job: PixelsJob) -> Rejected:
         if expired(job.deadline):
@@ -154,12 +216,13 @@ class Scorer:
         return Rejected.of(FoodDXError())
 
 
-def input_spec(manifest: Manifest) -> InputSpec:
-    """How the Preprocessor must crop and resize for a model."""
-    wanted = manifest.input
-    return InputSpec(wanted.size, wanted.crop_fraction, wanted.interpolation)
-
-
-def input_specs(models: tuple[str, ...]) -> tuple[InputSpec, ...]:
-    """The distinct inputs of the models, in their order. Models with equal ones share their pixels."""
-    return tuple(dict.fromkeys(input_spec(load_manifest(name)) for name in models))
+def _predict(
+    sets: Sequence[tuple[_Loaded, Sequence[PixelsJob]]],
+) -> list[tuple[PixelsJob, tuple[NDArray[np.float32], ...]]]:
+    """Each job with its rows, one per model. As a rule there is one set: the models that serve."""
+    return [
+        (job, tuple(output[place] for output in outputs))
+        for loaded, jobs in sets
+        for outputs in [loaded.predict(jobs)]
+        for place, job in enumerate(jobs)
+    ]

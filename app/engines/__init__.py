@@ -33,7 +33,7 @@ class Engine(Protocol):
     input_size: int
 
     def predict(self, pixels: Pixels) -> Probabilities:
-        """Probabilities, float32 (N, ``manifest.logits``), of photos, uint8 (N, input_size, input_size, 3).
+        """Probabilities, float32 (N, ``manifest.outputs``), of photos, uint8 (N, input_size, input_size, 3).
 
         N may be anything from 0 up. Rows do not depend on each other. Gives up the GIL while computing.
         Raises ValueError for another shape or dtype, EngineError when the device fails or its answer holds

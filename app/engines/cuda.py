@@ -47,7 +47,7 @@ class CudaEngine:
         except RuntimeError as error:  # includes torch.AcceleratorError; a CUDA context does not recover
             raise EngineError(f"{self.name}: inference failed: {error}") from error
         check_finite(logits, self.name)
-        return probabilities(logits, self._manifest.heads, self._manifest.temperature)
+        return probabilities(logits, self._manifest.heads)
 
     def warm_up(self, max_batch: int) -> None:
         """Run every bucket that batches up to ``max_batch`` fall into."""

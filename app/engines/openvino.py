@@ -70,7 +70,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"{self.name}: inference failed: {error}") from error
         check_finite(logits, self.name)
-        return probabilities(logits, self._manifest.heads, self._manifest.temperature)
+        return probabilities(logits, self._manifest.heads)
 
     def warm_up(self, max_batch: int) -> None:
         """Nothing to do: the self-test ran the only shape there is."""

@@ -89,6 +89,8 @@ class Catalogue:
     Attributes:
         classes: C, the length of the model's output.
         names: the F distinct foods among the labels; several classes may be the same food.
+        foods: the same as rows of the food table.
+        labels: per food, what its classes are called.
         food_classes: intp (K,), the classes that are food.
         food_of_class: intp (K,), the place in ``names`` of each of them.
         traits: float64 (F, 5 + groups + flags + tags), 1 where the food has the score, group, flag or tag.
@@ -101,6 +103,10 @@ class Catalogue:
             raise ValueError("no label is a food")
         self.classes = len(labels)
         self.names = tuple(foods)
+        self.foods = tuple(foods.values())
+        self.labels = tuple(
+            tuple(label.name for label in labels if label.food and label.food.name == name) for name in foods
+        )
         self.index = {name: place for place, name in enumerate(self.names)}
         self.food_classes = np.array([index for index, _ in found], dtype=np.intp)
         self.food_of_class = np.array([self.index[food.name] for _, food in found], dtype=np.intp)
@@ -126,13 +132,20 @@ class Evidence:
         return 0.0 if place is None else self.food_probability * float(self.shares[place])
 
 
-def read(probabilities: ArrayLike, catalogue: Catalogue, food_probability: float | None = None) -> Evidence:
+def read(
+    probabilities: ArrayLike,
+    catalogue: Catalogue,
+    food_probability: float | None = None,
+    scores: ArrayLike | None = None,
+) -> Evidence:
     """Sum a softmax into evidence.
 
     Args:
         probabilities: (C,), a softmax over the classes of ``catalogue``, any float type.
         catalogue: the model's labels.
         food_probability: P(food) by a gate of the model's own, 0–1; else it is the mass on food classes.
+        scores: (5,), the distribution of a score head of the model's own, for photos of food; it takes the
+            place of what the foods' own scores add up to.
 
     Raises:
         ValueError: wrong length, or values that are not a softmax: a broken model, never a bad photo.
@@ -150,7 +163,18 @@ def read(probabilities: ArrayLike, catalogue: Catalogue, food_probability: float
     total = float(foods.sum())
     shares = foods / total if total > 0 else foods
     gate = min(1.0, total) if food_probability is None else food_probability
-    return Evidence(catalogue, gate, shares, shares @ catalogue.traits)
+    traits = shares @ catalogue.traits
+    if scores is not None:
+        traits[_SCORES] = _distribution(scores)
+    return Evidence(catalogue, gate, shares, traits)
+
+
+def _distribution(scores: ArrayLike) -> NDArray[np.float64]:
+    """Five probabilities whose sum is exactly 1, from ones that may be rounded."""
+    found = np.asarray(scores, dtype=np.float64)
+    if found.shape != (5,) or not (abs(found.sum() - 1) <= _SUM_TOLERANCE and found.min() >= 0):
+        raise ValueError("a score head must give five probabilities, at least 0, that sum to 1")
+    return np.asarray(found / found.sum(), dtype=np.float64)
 
 
 def combine(evidence: Sequence[Evidence], thresholds: Thresholds) -> Assessment:

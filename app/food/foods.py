@@ -1,16 +1,19 @@
 """The food table and the label tables: what a model's classes mean, and what is in each food.
 
-A food is one row of ``models/tables/foods.csv``; a label table (``index,label,food``) names a model's classes
-in order and says which food, if any, each one is. Both are read at start and checked without mercy: a mistake
-in a table is a wrong score in production, so it stops the service with the file and line to mend.
+A food is one row of ``models/tables/foods.csv``, which pins the FoodData Central row that its nutrients are
+from; what USDA does not list is mixed from several, in ``mixes.csv`` beside it. A label table
+(``index,label,food``) names a model's classes in order and says which food, if any, each one is. All are read
+at start and checked without mercy: a mistake in a table is a wrong score in production, so it stops the
+service with the file and line to mend.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.food.nutriscore import Category, Nutrients, NutriScore, score
@@ -33,6 +36,11 @@ TAGS = (
 
 KINDS_OF_MEAT = frozenset({"beef", "pork", "poultry"})
 
+FDC_TYPES = ("SR Legacy", "FNDDS 2021-2023")
+MIX = "mix"
+"""Stands in the place of the type for a food that is made of the parts in ``MIXES``."""
+MIXES = "mixes.csv"
+
 KJ_PER_KCAL = 4.184
 KJ_PER_G_PROTEIN = 17  # Regulation (EU) 1169/2011, annex XIV
 ENERGY_DENSE_KCAL = 275
@@ -49,6 +57,9 @@ FOOD_COLUMNS = (
     "id", "name", "group", "category", *_SWITCHES, "contains", "fdc_id", "fdc_type", "fdc_description",
     *_NUTRIENT_COLUMNS.values(), "fvl_reason", "points", "grade",
 )  # fmt: skip
+MIX_COLUMNS = (
+    "food", "share", "fdc_id", "fdc_type", "fdc_description", *_NUTRIENT_COLUMNS.values(),
+)  # fmt: skip
 LABEL_COLUMNS = ("index", "label", "food")
 
 
@@ -57,11 +68,23 @@ class TableError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A row of FoodData Central, its nutrients, and its share of a food's weight, over 0 and up to 1."""
+
+    share: float
+    fdc_id: int
+    fdc_type: str
+    description: str
+    nutrients: Nutrients
+
+
+@dataclass(frozen=True, slots=True)
 class Food:
     """One row of the food table, with what follows from it.
 
     ``contains`` are the words of ``TAGS`` that the dish, as usually made, holds (any kind of meat brings
-    "meat"); ``fdc_id`` is None where the pinned survey row is known by its description alone.
+    "meat"). ``sources`` is the one row that the nutrients are from or, for a mix, its parts; the shares sum
+    to 1.
     """
 
     id: str
@@ -72,9 +95,7 @@ class Food:
     nutrients: Nutrients
     nutriscore: NutriScore
     flags: frozenset[str]
-    fdc_id: int | None
-    fdc_type: str
-    fdc_description: str
+    sources: tuple[Source, ...]
     fvl_reason: str
 
     @property
@@ -93,23 +114,28 @@ class Label:
 
 
 def load_foods(path: Path) -> dict[str, Food]:
-    """Every food of the table by id, in the order of the table.
+    """Every food of the table by id, in the order of the table. Reads ``mixes.csv`` beside it if it is there.
 
     Raises:
-        TableError: a column or cell is not as it should be, or points and grade do not follow from the rest.
-        OSError: the file cannot be read.
+        TableError: a column or cell is not as it should be, points and grade do not follow from the rest, or
+            the nutrients of a mix do not follow from its parts.
+        OSError: a file cannot be read.
     """
+    mixes_path = path.with_name(MIXES)
+    mixes = _load_mixes(mixes_path) if mixes_path.exists() else {}
     foods: dict[str, Food] = {}
     names: set[str] = set()
     for where, row in _rows(path, FOOD_COLUMNS):
         try:
-            food = _food(row)
+            food = _food(row, mixes)
         except ValueError as error:
             raise TableError(f"{where}: {error}") from error
         if food.id in foods or food.name in names:
             raise TableError(f"{where}: {food.id!r} ({food.name!r}) is there already")
         foods[food.id] = food
         names.add(food.name)
+    if unused := mixes.keys() - {food.id for food in foods.values() if len(food.sources) > 1}:
+        raise TableError(f"{MIXES}:1: no mix in {path.name} is called {', '.join(sorted(unused))}")
     return foods
 
 
@@ -178,7 +204,19 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
             yield where, dict(zip(columns, cells, strict=True))
 
 
-def _food(row: Mapping[str, str]) -> Food:
+def _load_mixes(path: Path) -> dict[str, tuple[Source, ...]]:
+    """The parts of every mix by the food's id."""
+    mixes: dict[str, tuple[Source, ...]] = {}
+    for where, row in _rows(path, MIX_COLUMNS):
+        try:
+            part = _source(row, _number(row, "share"))
+        except ValueError as error:
+            raise TableError(f"{where}: {error}") from error
+        mixes[row["food"]] = (*mixes.get(row["food"], ()), part)
+    return mixes
+
+
+def _food(row: Mapping[str, str], mixes: Mapping[str, tuple[Source, ...]]) -> Food:
     """One food from its cells. Raises ValueError with what is wrong."""
     if not SLUG.fullmatch(row["id"]):
         raise ValueError(f"id {row['id']!r} is not a lower-case slug")
@@ -191,11 +229,13 @@ def _food(row: Mapping[str, str]) -> Food:
         raise ValueError(f"unknown tags {sorted(unknown)}")
     if contains & KINDS_OF_MEAT:
         contains |= {"meat"}
-    for column in ("fdc_type", "fdc_description", "fvl_reason"):
-        if not row[column]:
-            raise ValueError(f"{column} is empty: every number needs its source")
+    if not row["fvl_reason"]:
+        raise ValueError("fvl_reason is empty: every number needs its source")
     category = Category(row["category"])
-    nutrients = Nutrients(**{field.name: _number(row, field.name) for field in fields(Nutrients)})
+    nutrients = _nutrients(row)
+    sources = mixes.get(row["id"], ()) if row["fdc_type"] == MIX else (_source(row, 1.0),)
+    if row["fdc_type"] == MIX:
+        _check_mix(row, sources)
     nutriscore = score(nutrients, category, **{switch: _yes(row, switch) for switch in _SWITCHES})
     if (row["points"], row["grade"]) != (str(nutriscore.points), nutriscore.grade):
         raise ValueError(f"points and grade must be {nutriscore.points} and {nutriscore.grade}")
@@ -208,15 +248,38 @@ def _food(row: Mapping[str, str]) -> Food:
         nutrients=nutrients,
         nutriscore=nutriscore,
         flags=flags(nutrients, category),
-        fdc_id=int(row["fdc_id"]) if row["fdc_id"] else None,
-        fdc_type=row["fdc_type"],
-        fdc_description=row["fdc_description"],
+        sources=sources,
         fvl_reason=row["fvl_reason"],
     )
 
 
-def _number(row: Mapping[str, str], nutrient: str) -> float:
-    column = _NUTRIENT_COLUMNS[nutrient]
+def _source(row: Mapping[str, str], share: float) -> Source:
+    if row["fdc_type"] not in FDC_TYPES:
+        raise ValueError(f"fdc_type must be one of {', '.join(FDC_TYPES)}, not {row['fdc_type']!r}")
+    if not row["fdc_description"]:
+        raise ValueError("fdc_description is empty: every number needs its source")
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be over 0 and at most 1, not {share}")
+    return Source(share, int(row["fdc_id"]), row["fdc_type"], row["fdc_description"], _nutrients(row))
+
+
+def _check_mix(row: Mapping[str, str], parts: Sequence[Source]) -> None:
+    """Raises ValueError unless a mixed food follows from its parts."""
+    if row["fdc_id"] or row["fdc_description"]:
+        raise ValueError("a mix has no FoodData Central row of its own")
+    if len(parts) < 2 or not math.isclose(math.fsum(part.share for part in parts), 1):
+        raise ValueError(f"a mix needs two parts or more in {MIXES}, whose shares sum to 1")
+    for field, column in _NUTRIENT_COLUMNS.items():
+        total = math.fsum(part.share * getattr(part.nutrients, field) for part in parts)
+        if not math.isclose(_number(row, column), total, rel_tol=5e-4):  # the table gives four digits
+            raise ValueError(f"{column} of this mix must be {total:.4g}, not {row[column]}")
+
+
+def _nutrients(row: Mapping[str, str]) -> Nutrients:
+    return Nutrients(**{field: _number(row, column) for field, column in _NUTRIENT_COLUMNS.items()})
+
+
+def _number(row: Mapping[str, str], column: str) -> float:
     try:
         return float(row[column])
     except ValueError as error:

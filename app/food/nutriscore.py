@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -74,17 +74,51 @@ class Nutrients:
 
 
 @dataclass(frozen=True, slots=True)
+class Component:
+    """One line of the sum.
+
+    Attributes:
+        name: energy, sugars, saturates, salt or sweeteners; protein, fibre or fruit_veg_legume.
+        favourable: whether its points are taken off rather than added.
+        value: what is held against the thresholds, in ``unit``; 1 for sweeteners, which are there or not. Of
+            fats and nuts, energy is that of the saturates, and saturates are their share of the fat.
+        unit: kJ, g or %, per 100 g or 100 ml; empty for sweeteners.
+        threshold: the highest threshold passed; None below the first.
+        earned: the points that the table gives for ``value``.
+        points: those that count, at least 0. Protein may earn more than a rule lets count.
+    """
+
+    name: str
+    favourable: bool
+    value: float
+    unit: str
+    threshold: float | None
+    earned: int
+    points: int
+
+
+@dataclass(frozen=True, slots=True)
 class NutriScore:
     """A score and what it is made of.
 
-    ``points`` is the sum of ``negative`` less the sum of ``positive``. Protein that a rule leaves out or caps
-    is shown as it counted.
+    ``points`` is the sum of ``negative`` less the sum of ``positive``; protein that a rule leaves out or caps
+    is in them as it counted. ``rules`` are the special rules that made a difference, in words.
     """
 
     points: int
     grade: Grade
-    negative: Mapping[str, int]
-    positive: Mapping[str, int]
+    components: tuple[Component, ...]
+    rules: tuple[str, ...]
+
+    @property
+    def negative(self) -> dict[str, int]:
+        """The unfavourable points by component."""
+        return {c.name: c.points for c in self.components if not c.favourable}
+
+    @property
+    def positive(self) -> dict[str, int]:
+        """The favourable points by component."""
+        return {c.name: c.points for c in self.components if c.favourable}
 
     @property
     def stars(self) -> int:
@@ -141,50 +175,71 @@ def score(
         raise ValueError(f"water and sweeteners are for beverages, not {category}")
 
     beverage = category is Category.BEVERAGE
-    negative = _negative(nutrients, category)
+    unfavourable = _unfavourable(nutrients, category)
     if sweeteners:
-        negative["sweeteners"] = SWEETENER_POINTS
-    unfavourable = sum(negative.values())
+        unfavourable.append(Component("sweeteners", False, 1, "", None, SWEETENER_POINTS, SWEETENER_POINTS))
+    points = sum(component.points for component in unfavourable)
 
-    protein = _points(nutrients.protein_g, PROTEIN_BEVERAGE if beverage else PROTEIN)
-    if red_meat:
-        protein = min(protein, RED_MEAT_PROTEIN_CAP)
-    if not (beverage or cheese) and unfavourable >= PROTEIN_LIMIT[category]:
-        protein = 0
-    positive = {
-        "protein": protein,
-        "fibre": _points(nutrients.fibre_g, FIBRE),
-        "fruit_veg_legume": _points(
-            nutrients.fruit_veg_legume_pct, FRUIT_VEG_LEGUME_BEVERAGE if beverage else FRUIT_VEG_LEGUME
-        ),
-    }
-    points = unfavourable - sum(positive.values())
-    return NutriScore(points, "A" if water else _grade(points, category), negative, positive)
+    protein = _component("protein", nutrients.protein_g, "g", PROTEIN_BEVERAGE if beverage else PROTEIN)
+    fibre = _component("fibre", nutrients.fibre_g, "g", FIBRE)
+    shares = FRUIT_VEG_LEGUME_BEVERAGE if beverage else FRUIT_VEG_LEGUME
+    fruit = _component("fruit_veg_legume", nutrients.fruit_veg_legume_pct, "%", shares)
+
+    rules: list[str] = []
+    counted = protein.earned
+    limit = PROTEIN_LIMIT.get(category, math.inf)
+    if counted and points >= limit:
+        if cheese:
+            rules.append(f"the protein of cheese counts even with {limit} unfavourable points or more")
+        else:
+            counted = 0
+            rules.append(f"protein does not count with {limit} unfavourable points or more")
+    if red_meat and counted > RED_MEAT_PROTEIN_CAP:
+        counted = RED_MEAT_PROTEIN_CAP
+        rules.append(f"the protein of red meat counts for {RED_MEAT_PROTEIN_CAP} points at most")
+    if water:
+        rules.append("water is the only drink in class A")
+
+    protein = replace(protein, points=counted)
+    favourable = [replace(component, favourable=True) for component in (protein, fibre, fruit)]
+    points -= sum(component.points for component in favourable)
+    grade = "A" if water else _grade(points, category)
+    return NutriScore(points, grade, (*unfavourable, *favourable), tuple(rules))
 
 
-def _negative(nutrients: Nutrients, category: Category) -> dict[str, int]:
-    """Unfavourable points by component, before sweeteners."""
+def _unfavourable(nutrients: Nutrients, category: Category) -> list[Component]:
+    """The unfavourable components before sweeteners."""
     beverage = category is Category.BEVERAGE
     if category is Category.FAT_NUT:
         # Fats are told apart by the kind of fat, since all of them are energy.
         saturates, fat = nutrients.saturated_fat_g, nutrients.fat_g
-        energy_points = _points(KJ_PER_G_FAT * saturates, ENERGY_FROM_SATURATES)
         ratio = 100 * saturates / fat if fat else 0.0
-        saturates_points = bisect_right(SATURATES_PER_FAT_PCT, _settled(ratio))
+        energy = _component("energy", KJ_PER_G_FAT * saturates, "kJ", ENERGY_FROM_SATURATES)
+        saturated = _component("saturates", ratio, "%", SATURATES_PER_FAT_PCT, bisect_right)
     else:
-        energy_points = _points(nutrients.energy_kj, ENERGY_BEVERAGE if beverage else ENERGY)
-        saturates_points = _points(nutrients.saturated_fat_g, SATURATES)
-    return {
-        "energy": energy_points,
-        "sugars": _points(nutrients.sugars_g, SUGARS_BEVERAGE if beverage else SUGARS),
-        "saturates": saturates_points,
-        "salt": _points(nutrients.salt_g, SALT),
-    }
+        energy = _component("energy", nutrients.energy_kj, "kJ", ENERGY_BEVERAGE if beverage else ENERGY)
+        saturated = _component("saturates", nutrients.saturated_fat_g, "g", SATURATES)
+    return [
+        energy,
+        _component("sugars", nutrients.sugars_g, "g", SUGARS_BEVERAGE if beverage else SUGARS),
+        saturated,
+        _component("salt", nutrients.salt_g, "g", SALT),
+    ]
 
 
-def _points(value: float, thresholds: tuple[float, ...]) -> int:
-    """How many of the ascending ``thresholds`` the value exceeds."""
-    return bisect_left(thresholds, _settled(value))
+def _component(
+    name: str,
+    value: float,
+    unit: str,
+    thresholds: tuple[float, ...],
+    passed: Callable[[tuple[float, ...], float], int] = bisect_left,
+) -> Component:
+    """A point for each of the ascending ``thresholds`` that the value exceeds.
+
+    ``passed`` counts them; ``bisect_right`` makes a threshold that is only reached count too.
+    """
+    points = passed(thresholds, _settled(value))
+    return Component(name, False, value, unit, thresholds[points - 1] if points else None, points, points)
 
 
 def _settled(value: float) -> float:

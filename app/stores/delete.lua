@@ -2,12 +2,13 @@
 -- refers to the photo: the caller then holds the claim, deletes the photo, and calls again to say so. Until
 -- then the result stays, so that a deletion that fails half-way can be asked for again.
 -- Else: 'deleted', others refer to the photo; 'busy', somebody is at work on it, ask again; 'missing'.
--- KEYS: result, refs, seen, claim, pending, diary, reviews
+-- KEYS: result, refs, seen, claim, pending, diary, reviews, labels
 -- ARGV: 1 id, 2 sha256, 3 token, 4 claim ms, 5 '1' when the photo is gone
 local function erase()
   redis.call('DEL', KEYS[1])
   redis.call('ZREM', KEYS[6], ARGV[1])
   redis.call('ZREM', KEYS[7], ARGV[1])
+  redis.call('ZREM', KEYS[8], ARGV[1])
   redis.call('SREM', KEYS[2], ARGV[1])
   -- A later duplicate must never name, or be reused from, a result that is gone.
   redis.call('DEL', KEYS[3])

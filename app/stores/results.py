@@ -1,4 +1,4 @@
-"""Results, diary, dedupe, idempotency and reviews, over the Redis protocol.
+"""Results, diary, dedupe, idempotency, reviews and labels, over the Redis protocol.
 
 All keys of a tenant share one hash tag, so that a script touches one slot of a cluster:
 
@@ -14,6 +14,7 @@ key (after ``fooddx:{tenant}:``)    type    holds
 ``diary:<user>``                    zset    ids of a user's results (UUIDv7: by name is by time)
 ``tip:<user>``                      string  id of the user's last tip
 ``reviews``                         zset    ids of results that wait for a nutritionist
+``labels``                          zset    ids of results that a nutritionist has reviewed, by time
 ==================================  ======  ==============================================================
 
 What changes several keys is a Lua script beside this file: one round trip, all or nothing.
@@ -37,7 +38,7 @@ from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-p
 
 from app.errors import ResultsUnavailable
 
-_SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt")
+_SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt", "review")
 _SOCKET_TIMEOUT_S: Final = 0.5
 _CHECK_TIMEOUT_S: Final = 5.0
 _POOL_SIZE: Final = 64
@@ -205,7 +206,7 @@ class ResultStore:
         key = _keys(tenant)
         keys = [
             key.result(result_id), key.refs(sha256), key.seen(sha256), key.claim(sha256), key.pending,
-            key.diary(user), key.reviews,
+            key.diary(user), key.reviews, key.labels,
         ]  # fmt: skip
         args: list[str | int] = [result_id, sha256, token, _CLEANUP_MS, "1" if photo_gone else ""]
         outcome: Literal["missing", "busy", "photo", "deleted"]
@@ -268,14 +269,24 @@ class ResultStore:
         return await self._members(_keys(tenant).reviews, start, "+", limit, bylex=True)
 
     async def reviewed(self, tenant: str, result_id: str, body: bytes) -> bool:
-        """Replace a result by its reviewed form and take it off the queue; False if it is gone."""
+        """Replace a result by its reviewed form, which is a label from then on; False if it is gone."""
         key = _keys(tenant)
+        keys = [key.result(result_id), key.reviews, key.labels]
+        answer = await self._run("review", keys, [result_id, body])
+        return answer[0] == b"written"
+
+    async def labels(self, tenant: str, after: int, limit: int) -> list[tuple[str, int]]:
+        """Ids of reviewed results in the order of their last review, those past the place ``after``.
+
+        Returns:
+            Each id with its place, a positive number that no other label has: see review.lua.
+        """
         async with _reachable():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.set(key.result(result_id), body, xx=True)
-            pipe.zrem(key.reviews, result_id)
-            written, _ = await pipe.execute()
-        return bool(written)
+            found = await self._client.zrange(
+                _keys(tenant).labels, f"({after}", "+inf",
+                byscore=True, offset=0, num=limit, withscores=True,
+            )  # fmt: skip
+        return [(member.decode(), int(place)) for member, place in cast("list[tuple[bytes, float]]", found)]
 
     async def _members(self, key: str, start: str, end: str, limit: int, **order: bool) -> list[str]:
         """Members of a sorted set; ``limit`` -1 for all."""
@@ -344,3 +355,7 @@ class _keys:  # noqa: N801 - reads as a function at every use
     @property
     def reviews(self) -> str:
         return self._key("reviews")
+
+    @property
+    def labels(self) -> str:
+        return self._key("labels")

@@ -1,11 +1,13 @@
 """What happens to a result afterwards: it is read, listed by day, reviewed and deleted."""
 
+import dataclasses
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from app.schemas import Diary, ReviewQueue
+from models.manifest import load_manifest
 from tests.api.conftest import is_problem
 from tests.photos import coffee_jpeg, coffee_png
 
@@ -193,7 +195,7 @@ def test_a_review_decides_a_doubtful_photo(unsure):
     result = unsure.result(coffee_jpeg(), ANA)
     assert [item.id for item in queue(unsure).items] == [result["id"]]
 
-    given = {"score": 2, "comment": "Sweetened.", "reviewer": "dr-lee"}
+    given = {"score": 2, "dish": "flat white", "comment": "Sweetened.", "reviewer": "dr-lee"}
     response = unsure.post(f"/v1/scores/{result['id']}/review", json=given)
     assert response.status_code == 200
     reviewed = response.json()
@@ -222,7 +224,8 @@ def test_a_sure_score_may_be_corrected_too(api):
     result = api.result(coffee_jpeg())
     assert result["score"] == 4
     reviewed = api.post(f"/v1/scores/{result['id']}/review", json={"score": 3}).json()
-    assert (reviewed["score"], reviewed["review"]["comment"]) == (3, "")
+    review = reviewed["review"]
+    assert (reviewed["score"], review["dish"], review["comment"]) == (3, "", "")
 
 
 def test_a_review_is_of_one_result_and_not_of_its_duplicates(unsure):
@@ -265,6 +268,10 @@ def test_a_deleted_photo_needs_no_review(unsure):
         ('{"score": "Ana-4711"}', "body.score: "),
         ('{"score": 3, "comment": "%s"}' % ("Ana-4711" * 300), "body.comment: "),
         ('{"score": 3, "reviewer": "%s"}' % ("Ana-4711" * 20), "body.reviewer: "),
+        ('{"score": 3, "dish": "%s"}' % ("4711" * 17), "body.dish: "),
+        ('{"score": 3, "dish": "=4711"}', "body.dish: "),
+        ('{"score": 3, "dish": "4711\\u202e"}', "body.dish: "),
+        ('{"score": 3, "dish": "not_food"}', "body.dish: "),
         ('{"score": 3, "mood": "Ana-4711"}', "body.mood: "),
         ('{"\\ud800": 3}', "body: "),
     ],
@@ -275,6 +282,22 @@ def test_a_wrong_review_is_named_and_not_repeated(api, body, field):
     assert problem.detail.startswith(field)
     assert "4711" not in problem.detail
     assert api.get(f"/v1/scores/{result_id}").json()["review"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", ""),
+        ("pizza", "pizza"),
+        ("Pizza_4-Stagioni (½)", "Pizza_4-Stagioni (½)"),
+        (" \tapple \n pie ", "apple pie"),
+        ("cre\u0300me bru\u0302le\u0301e", "crème brûlée"),
+        ("麻婆豆腐", "麻婆豆腐"),
+    ],
+)
+def test_a_dish_in_the_same_words_is_the_same_class(api, given, kept):
+    path = f"/v1/scores/{api.result(coffee_jpeg(64, 48))['id']}/review"
+    assert api.post(path, json={"score": 3, "dish": given}).json()["review"]["dish"] == kept
 
 
 def test_an_unknown_result_cannot_be_reviewed(api):
@@ -341,8 +364,8 @@ def test_the_models_are_what_results_are_marked_with(api):
     assert api.result(coffee_jpeg())["model"] == answer["serving"]
     (model,) = answer["models"]
     assert (model["name"], model["input_size"], model["labels"]) == ("imagenet-lite0", 224, 1000)
-    assert "espresso" in model["foods"]
-    assert model["thresholds"] == {"food": 0.15, "review": 1.0, "dish": 0.05, "dishes": 5}
+    assert "espresso" in [food["name"] for food in model["foods"]]
+    assert model["thresholds"] == dataclasses.asdict(load_manifest("imagenet-lite0").thresholds)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_these_are_the_calls_of_the_contract():
         ("DELETE", "/v1/users/{user}"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        ("GET", "/v1/labels"),
         ("GET", "/v1/models"),
         ("GET", "/v1/reviews"),
         ("GET", "/v1/scores"),

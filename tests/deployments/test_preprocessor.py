@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,6 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from app.deployments.preprocessor import Preprocessor
-from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
 from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored
 from tests.photos import coffee_jpeg
@@ -39,10 +39,16 @@ class Handle:
         return answer
 
 
-def preprocess(handle: Handle, data: bytes = PHOTO, deadline_s: float = 30.0) -> Scored | Rejected:
+MODELS = ("imagenet-lite0", "imagenet-lite1")
+REGISTRY = Path("no-registry")
+
+
+def preprocess(
+    handle: Handle, data: bytes = PHOTO, deadline_s: float = 30.0, models: tuple[str, ...] = MODELS
+) -> Scored | Rejected:
     async def story() -> Scored | Rejected:
-        preprocessor = Preprocessor((InputSpec(224), InputSpec(240)), ImageLimits(), handle)
-        return await preprocessor(PhotoJob(data, time.time() + deadline_s, "test"))
+        preprocessor = Preprocessor(REGISTRY, ImageLimits(), handle)
+        return await preprocessor(PhotoJob(data, models, time.time() + deadline_s, "test"))
 
     return asyncio.run(story())
 
@@ -60,6 +66,14 @@ def test_pixels_go_on_and_what_is_known_comes_back() -> None:
     assert scored.inference is ANSWER
     (job,) = handle.jobs
     assert [pixels.shape for pixels in job.pixels] == [(224, 224, 3), (240, 240, 3)]
+    assert job.models == MODELS
+
+
+def test_a_model_that_is_not_on_this_node_can_be_asked_for_again() -> None:
+    handle = Handle(ANSWER)
+    outcome = preprocess(handle, models=("canteen@2",))
+    assert outcome == Rejected("scorer_unavailable", "The model is not here yet.")
+    assert handle.jobs == []
 
 
 def test_a_photo_that_cannot_be_read_is_a_value_and_never_reaches_the_scorer() -> None:
@@ -93,6 +107,6 @@ def test_what_the_scorer_cannot_do_comes_back_as_a_value(failure: Any, code: str
 @pytest.mark.parametrize(("ready", "expected"), [(True, True), (False, False), (ActorDiedError(), False)])
 def test_it_is_ready_when_the_scorer_is(ready: Any, expected: bool) -> None:
     async def story() -> bool:
-        return await Preprocessor((InputSpec(224),), ImageLimits(), Handle(ANSWER, ready)).ready()
+        return await Preprocessor(REGISTRY, ImageLimits(), Handle(ANSWER, ready)).ready()
 
     assert asyncio.run(story()) is expected

@@ -18,30 +18,37 @@ import numpy as np
 import pytest
 from ray import serve
 
-from app.deployments.scorer import Scorer, input_specs
+from app.deployments import scorer as module
+from app.deployments.scorer import ModelHome, Scorer
 from app.engines import EngineError
+from app.engines.inputs import input_specs
 from app.messages import Inference, PixelsJob, Rejected
+from models.manifest import load_manifest
 from tests.conftest import RecordingMeter
+
+LITE0, LITE1 = ("imagenet-lite0",), ("imagenet-lite1",)
 
 
 class Recorder(Scorer):
     """A Scorer that remembers its batches, and whose engine can be broken or held up."""
 
     def __init__(self, models_dir: Path) -> None:
-        super().__init__(("imagenet-lite0",), models_dir, "cpu", 1, 8)
+        super().__init__(LITE0, ModelHome(models_dir / "no-registry", models_dir, "cpu", 1), 8)
         self.batches: list[int] = []
         self.started = threading.Event()
         self.fault: str | None = None
         self.hold_s = 0.0
-        self.reconfigure({"batch_size": 8, "batch_wait_ms": 0})
 
-    def _predict(self, jobs: list[PixelsJob]) -> Any:
-        self.batches.append(len(jobs))
+    def hold(self, sets: Any) -> Any:
+        self.batches.append(sum(len(jobs) for _, jobs in sets))
         self.started.set()
         time.sleep(self.hold_s)
         if self.fault:
             raise EngineError(self.fault)
-        return super()._predict(jobs)
+        return PREDICT(sets)
+
+
+PREDICT = module._predict
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +66,21 @@ def play(monkeypatch: pytest.MonkeyPatch, models_dir: Path, loop: asyncio.Runner
 
     def run(story: Callable[[Recorder], Coroutine[Any, Any, Any]]) -> Any:
         async def main() -> Any:
-            return await story(Recorder(models_dir))
+            scorer = Recorder(models_dir)
+            monkeypatch.setattr(module, "_predict", scorer.hold)
+            await scorer.reconfigure({"batch_size": 8, "batch_wait_ms": 0})
+            return await story(scorer)
 
         return loop.run(main())
 
     return run
 
 
-def job(*, deadline_s: float = 30.0, size: int = 224, value: int = 128) -> PixelsJob:
+def job(
+    *, deadline_s: float = 30.0, size: int = 224, value: int = 128, models: tuple[str, ...] = LITE0
+) -> PixelsJob:
     pixels = np.full((size, size, 3), value, np.uint8)
-    return PixelsJob((pixels,), time.time() + deadline_s, time.time(), "test")
+    return PixelsJob((pixels,), models, time.time() + deadline_s, time.time(), "test")
 
 
 async def together(scorer: Recorder, *jobs: PixelsJob) -> list[Any]:
@@ -152,7 +164,7 @@ def test_a_broken_engine_makes_the_replica_unhealthy(play: Any) -> None:
 
 def test_a_new_batch_size_counts_from_the_next_batch(play: Any) -> None:
     async def story(scorer: Recorder) -> list[int]:
-        scorer.reconfigure({"batch_size": 2, "batch_wait_ms": 0})
+        await scorer.reconfigure({"batch_size": 2, "batch_wait_ms": 0})
         await together(scorer, *(job(value=value) for value in range(5)))
         return scorer.batches
 
@@ -163,7 +175,7 @@ def test_a_new_batch_size_counts_from_the_next_batch(play: Any) -> None:
 def test_an_unusable_config_is_refused(play: Any, config: dict[str, float]) -> None:
     async def story(scorer: Recorder) -> None:
         with pytest.raises(ValueError, match=next(iter(config))):
-            scorer.reconfigure(config)
+            await scorer.reconfigure(config)
 
     play(story)
 
@@ -177,6 +189,42 @@ def test_the_gauge_of_waiting_photos_falls_back_to_none(play: Any) -> None:
     assert play(story) == [1, 2, 1, 0]
 
 
+def test_models_are_taken_up_beside_those_in_use_and_the_ones_before_stay(play: Any) -> None:
+    async def story(scorer: Recorder) -> None:
+        scorer.hold_s = 0.5
+        under_way = asyncio.create_task(scorer.run(job()))
+        await scorer.reconfigure({"models": LITE1})
+        assert isinstance(await under_way, Inference), "photos that were here keep their model"
+        new, old = await together(scorer, job(size=240, models=LITE1), job())
+        assert isinstance(new, Inference)
+        assert isinstance(old, Inference)
+        await scorer.reconfigure({"models": LITE0 + LITE1})
+        await scorer.reconfigure({})
+        assert set(scorer._loaded) == {LITE0 + LITE1, LITE0}, "two sets at most, the oldest goes"
+
+    play(story)
+
+
+def test_a_job_that_names_models_first_has_them_loaded(play: Any) -> None:
+    async def story(scorer: Recorder) -> None:
+        outcomes = await together(scorer, *(job(size=240, models=LITE1) for _ in range(3)))
+        assert all(isinstance(outcome, Inference) for outcome in outcomes)
+
+    play(story)
+
+
+def test_models_that_are_not_here_leave_the_others_in_use(play: Any) -> None:
+    async def story(scorer: Recorder) -> None:
+        await scorer.reconfigure({"models": ["canteen@2"]})
+        missing, here = await together(scorer, job(models=("canteen@2",)), job())
+        assert missing == Rejected("scorer_unavailable", "The model is not here yet.")
+        assert isinstance(here, Inference)
+        scorer.check_health()
+
+    play(story)
+
+
 def test_models_send_each_distinct_input_once() -> None:
-    assert [spec.size for spec in input_specs(("imagenet-lite0",))] == [224]
-    assert [spec.size for spec in input_specs(("imagenet-lite0", "imagenet-lite1"))] == [224, 240]
+    lite0, lite1 = load_manifest("imagenet-lite0"), load_manifest("imagenet-lite1")
+    assert [spec.size for spec in input_specs([lite0, lite0])] == [224]
+    assert [spec.size for spec in input_specs([lite0, lite1])] == [224, 240]

@@ -24,18 +24,20 @@ from models.manifest import load_catalogue, load_manifest
 
 BUILT = Path(__file__).parents[2] / "build" / "models"
 PHOTOS = ("coffee", "chelsea", "astronaut", "rocket")
-NAMES = ("imagenet-lite0", "imagenet-lite1")
+IMAGENET = ("imagenet-lite0", "imagenet-lite1")
+NAMES = (*IMAGENET, "meals-lite0")
 LITE0 = load_manifest("imagenet-lite0")
 
 
 @cache
 def openvino_engine(name, precision=None):
-    return OpenVinoEngine(load_manifest(name), build(name, BUILT), threads=2, precision=precision)
+    manifest = load_manifest(name)
+    return OpenVinoEngine(manifest, build(manifest, BUILT), threads=2, precision=precision)
 
 
 @cache
 def torch_engine(name):
-    return CudaEngine(load_manifest(name), build(name, BUILT), device="cpu")
+    return CudaEngine(load_manifest(name), build(load_manifest(name), BUILT), device="cpu")
 
 
 @cache
@@ -59,7 +61,20 @@ ENGINES = pytest.mark.parametrize("engine", [openvino_engine, torch_engine])
 
 
 @ENGINES
-@pytest.mark.parametrize("name", NAMES)
+def test_the_meals_model_knows_food_from_cats(engine):
+    manifest = load_manifest("meals-lite0")
+    found = engine(manifest.name).predict(photos(manifest.name))
+    classes, gate = manifest.columns("classes"), manifest.columns("gate")
+    assert found.shape == (len(PHOTOS), manifest.outputs)
+    np.testing.assert_allclose(found[:, classes].sum(axis=1), 1, rtol=1e-5)
+    catalogue = load_catalogue(manifest)
+    likeliest = catalogue.food_of_class[found[0, classes].argmax()]
+    assert catalogue.names[likeliest] == "coffee"
+    assert (found[:, gate].ravel() >= manifest.thresholds.food).tolist() == [True, False, False, False]
+
+
+@ENGINES
+@pytest.mark.parametrize("name", IMAGENET)
 def test_an_engine_sees_what_is_in_a_photo(engine, name):
     manifest = load_manifest(name)
     running = engine(name)
@@ -85,15 +100,19 @@ def test_an_engine_sees_what_is_in_a_photo(engine, name):
 def test_both_engines_agree(name, precision, tolerance):
     expected = torch_engine(name).predict(photos(name))
     found = openvino_engine(name, precision).predict(photos(name))
-    assert top5(found) == top5(expected)
+    if precision == "f32":
+        assert top5(found) == top5(expected)
+    else:  # of a photo that shows no class, the fifth may change places with the sixth
+        assert all(len(one & other) >= 4 for one, other in zip(top5(found), top5(expected), strict=True))
     assert np.abs(found - expected).max() <= tolerance
     catalogue, stars = load_catalogue(load_manifest(name)), np.arange(1, 6)
-    coffee = [read(probabilities[0], catalogue).traits[:5] @ stars for probabilities in (found, expected)]
+    classes = load_manifest(name).columns("classes")
+    coffee = [read(answers[0, classes], catalogue).traits[:5] @ stars for answers in (found, expected)]
     assert abs(coffee[0] - coffee[1]) <= 2 * tolerance
 
 
 def test_bfloat16_as_on_a_gpu_agrees(monkeypatch):
-    engine = CudaEngine(LITE0, build(LITE0.name, BUILT), device="cpu")
+    engine = CudaEngine(LITE0, build(LITE0, BUILT), device="cpu")
     engine._network.to(torch.bfloat16)
     expected = torch_engine(LITE0.name).predict(photos(LITE0.name))
     assert np.abs(engine.predict(photos(LITE0.name)) - expected).max() <= 0.05
@@ -162,7 +181,7 @@ def test_warming_up_runs_every_bucket_that_will_be_used(monkeypatch, batch):
 class TestBrokenArtefacts:
     @pytest.fixture
     def copy(self, tmp_path):
-        for file in build(LITE0.name, BUILT).iterdir():
+        for file in build(LITE0, BUILT).iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
         return tmp_path
 
@@ -203,7 +222,7 @@ def test_a_failing_device_is_an_engine_error(monkeypatch):
     def fail(*_):
         raise RuntimeError("an illegal memory access was encountered")
 
-    engine = CudaEngine(LITE0, build(LITE0.name, BUILT), device="cpu")
+    engine = CudaEngine(LITE0, build(LITE0, BUILT), device="cpu")
     monkeypatch.setattr(engine, "_network", fail)
     with pytest.raises(EngineError, match="inference failed"):
         engine.predict(photos(LITE0.name))
@@ -211,7 +230,7 @@ def test_a_failing_device_is_an_engine_error(monkeypatch):
     class BrokenRequest:
         start_async = fail
 
-    engine = OpenVinoEngine(LITE0, build(LITE0.name, BUILT), threads=1)
+    engine = OpenVinoEngine(LITE0, build(LITE0, BUILT), threads=1)
     monkeypatch.setattr(engine, "_requests", [BrokenRequest()])
     with pytest.raises(EngineError, match="inference failed"):
         engine.predict(photos(LITE0.name))
@@ -222,7 +241,7 @@ def test_an_answer_that_is_not_finite_is_an_engine_error(monkeypatch, wrong):
     answer = np.zeros((2, LITE0.logits), np.float32)
     answer[1, 7] = wrong  # one number of one photo
 
-    engine = CudaEngine(LITE0, build(LITE0.name, BUILT), device="cpu")
+    engine = CudaEngine(LITE0, build(LITE0, BUILT), device="cpu")
     monkeypatch.setattr(engine, "_network", lambda _: torch.from_numpy(answer))
     with pytest.raises(EngineError, match="not finite"):
         engine.predict(photos(LITE0.name)[:2])
@@ -240,14 +259,14 @@ def test_an_answer_that_is_not_finite_is_an_engine_error(monkeypatch, wrong):
         def get_output_tensor(self, _):
             return self
 
-    engine = OpenVinoEngine(LITE0, build(LITE0.name, BUILT), threads=2)
+    engine = OpenVinoEngine(LITE0, build(LITE0, BUILT), threads=2)
     monkeypatch.setattr(engine, "_requests", [Request(row) for row in answer])
     with pytest.raises(EngineError, match="not finite"):
         engine.predict(photos(LITE0.name)[:2])
 
 
 def test_cuda_works_where_there_is_a_gpu_and_says_so_where_there_is_none():
-    artefacts = build(LITE0.name, BUILT)
+    artefacts = build(LITE0, BUILT)
     if torch.cuda.is_available():
         found = create_engine("cuda", LITE0, artefacts, threads=1).predict(photos(LITE0.name))
         assert np.abs(found - torch_engine(LITE0.name).predict(photos(LITE0.name))).max() <= 0.05
@@ -266,11 +285,11 @@ from models.build import build
 from models.manifest import load_manifest
 
 manifest = load_manifest({LITE0.name!r})
-engine = create_engine("cpu", manifest, build(manifest.name, Path({str(BUILT)!r})), threads=1)
+engine = create_engine("cpu", manifest, build(manifest, Path({str(BUILT)!r})), threads=1)
 engine.predict(np.zeros((2, 224, 224, 3), np.uint8))
 print(sorted({{"torch", "torchvision", "timm"}} & sys.modules.keys()))
 """
-    build(LITE0.name, BUILT)
+    build(LITE0, BUILT)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
     )

@@ -8,9 +8,11 @@ import pytest
 
 import models
 from app.food.foods import (
+    FDC_TYPES,
     FLAGS,
     FOOD_COLUMNS,
     GROUPS,
+    MIX_COLUMNS,
     TAGS,
     TableError,
     flags,
@@ -22,7 +24,15 @@ from app.schemas import Avoid
 
 TABLES = Path(*models.__path__) / "tables"
 FOODS = load_foods(TABLES / "foods.csv")
-ROWS = list(csv.DictReader((TABLES / "foods.csv").read_text(encoding="utf-8").splitlines()))
+
+
+def read(table):
+    return list(csv.DictReader((TABLES / table).read_text(encoding="utf-8").splitlines()))
+
+
+ROWS = read("foods.csv")
+PARTS = read("mixes.csv")
+MIXED = [row for row in ROWS if row["fdc_type"] == "mix"]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
@@ -64,13 +74,36 @@ def test_the_energy_of_a_row_fits_its_nutrients(food):
 def test_a_row_is_consistent(food):
     assert (food.group in ("drink", "alcoholic-drink")) == (food.category is Category.BEVERAGE)
     assert (food.group == "alcoholic-drink") <= ("alcohol" in food.contains)
-    assert food.fdc_type in ("SR Legacy", "FNDDS 2021-2023")
-    # Analysed foods are always known by number; a survey row may be known by its description alone.
-    assert food.fdc_id is not None or food.fdc_type.startswith("FNDDS")
+    # SR Legacy has numbers of six digits, FNDDS 2021-2023 those from 2705384 to 2710814.
+    for source in food.sources:
+        assert source.fdc_type in FDC_TYPES
+        survey = source.fdc_type.startswith("FNDDS")
+        assert source.fdc_id in (range(2705384, 2710815) if survey else range(167512, 175305))
     if food.group in ("fruit", "vegetable"):
         assert food.nutrients.fruit_veg_legume_pct == 100
         assert food.stars >= 4
         assert not food.contains
+
+
+@pytest.mark.parametrize("row", MIXED, ids=lambda row: row["id"])
+def test_a_mix_follows_from_its_parts(row):
+    parts = [part for part in PARTS if part["food"] == row["id"]]
+    assert sum(float(part["share"]) for part in parts) == pytest.approx(1)
+    for column in MIX_COLUMNS[5:]:
+        total = sum(float(part["share"]) * float(part[column]) for part in parts)
+        assert float(row[column]) == pytest.approx(total, rel=5e-4)
+    assert [source.description for source in FOODS[row["id"]].sources] == [
+        part["fdc_description"] for part in parts
+    ]
+
+
+def test_a_row_of_food_data_central_has_one_number_and_one_set_of_nutrients():
+    rows = [(row, row["fdc_type"]) for row in [*ROWS, *PARTS] if row["fdc_type"] != "mix"]
+    by_description, by_number = {}, {}
+    for row, kind in rows:
+        pinned = (row["fdc_id"], *(row[column] for column in MIX_COLUMNS[5:-1]))
+        assert by_description.setdefault((kind, row["fdc_description"]), pinned) == pinned
+        assert by_number.setdefault(row["fdc_id"], row["fdc_description"]) == row["fdc_description"]
 
 
 def test_the_words_agree_with_what_a_profile_may_avoid():
@@ -94,6 +127,24 @@ def test_imagenet_has_a_thousand_classes_and_every_food_of_it():
     expected = {924: "guacamole", 930: "baguette", 948: "apple", 963: "pizza", 966: "red-wine", 987: "corn"}
     assert {index: labels[index].food.id for index in expected} == expected
     assert labels[998].food is labels[987].food
+
+
+def test_meals_has_142_classes_and_all_of_them_are_food():
+    labels = load_labels(TABLES / "meals.csv", FOODS)
+    names = [label.name for label in labels]
+    dishes, drinks, produce = names[:101], names[101:108], names[108:]
+    assert [len(dishes), len(produce), len(drinks)] == [101, 34, 7]
+    assert all(part == sorted(part) for part in (dishes, produce, drinks))
+    assert (dishes[0], dishes[-1], produce[0], produce[-1]) == ("apple_pie", "waffles", "apple", "zucchini")
+    assert all(label.food for label in labels)
+    assert {label.food.group for label in labels[108:]} == {"fruit", "vegetable", "potato"}
+    assert {label.food.group for label in labels[101:108]} == {"drink", "alcoholic-drink"}
+    # Its classes differ from one another, and a class is a food of its own.
+    assert len({label.food.id for label in labels}) == len(labels)
+    red = {label.name for label in labels if "red meat" in " ".join(label.food.nutriscore.rules)}
+    assert red == {"beef_carpaccio", "filet_mignon", "pork_chop"}
+    alcoholic = {label.name for label in labels if label.food.group == "alcoholic-drink"}
+    assert alcoholic == {"beer", "cocktail", "wine"}
 
 
 NOTHING = dict.fromkeys(
@@ -169,6 +220,11 @@ def test_the_format_serves_other_foods_and_models(tmp_path):
         ({"red_meat": "1"}, "red_meat must be yes or no"),
         ({"water": "yes"}, "beverages"),
         ({"fdc_description": ""}, "fdc_description"),
+        ({"fdc_id": ""}, "invalid literal"),
+        ({"fdc_type": "Branded"}, "fdc_type"),
+        ({"fdc_type": "mix"}, "no FoodData Central row of its own"),
+        ({"fdc_type": "mix", "fdc_id": "", "fdc_description": ""}, "mix needs two parts"),
+        ({"fvl_reason": ""}, "fvl_reason"),
         ({"fdc_id": "x"}, "invalid literal"),
         ({"energy_kj": ""}, "energy_kj"),
         ({"fvl_pct": "many"}, "fvl_pct"),
@@ -183,6 +239,50 @@ def test_a_wrong_cell_is_named_with_file_and_line(tmp_path, cells, message):
     rows = [list(GOOD.values()), list((GOOD | {"id": "stew", "name": "stew"} | cells).values())]
     with pytest.raises(TableError, match=rf"^foods\.csv:3: .*{message}"):
         load_foods(write(tmp_path / "foods.csv", FOOD_COLUMNS, rows))
+
+
+SOUR = {
+    "food": "soup", "share": "0.25", "fdc_id": "167512", "fdc_type": "SR Legacy",
+    "fdc_description": "Vinegar", "energy_kj": "40", "sugars_g": "4", "saturated_fat_g": "0", "fat_g": "0",
+    "salt_g": "0.6", "fibre_g": "1", "protein_g": "1", "fvl_pct": "0",
+}  # fmt: skip
+REST = SOUR | {
+    "share": "0.75", "fdc_description": "Stock", "energy_kj": "120", "sugars_g": "0", "salt_g": "1",
+}  # fmt: skip
+MIX = GOOD | {"fdc_type": "mix", "fdc_id": "", "fdc_description": ""}
+
+
+def load_mix(folder, row, parts):
+    write(folder / "mixes.csv", MIX_COLUMNS, [part.values() for part in parts])
+    return load_foods(write(folder / "foods.csv", FOOD_COLUMNS, [row.values()]))
+
+
+def test_a_mix_knows_its_parts(tmp_path):
+    food = load_mix(tmp_path, MIX, [SOUR, REST])["soup"]
+    assert [(source.share, source.description) for source in food.sources] == [
+        (0.25, "Vinegar"),
+        (0.75, "Stock"),
+    ]
+    assert food.nutrients.energy_kj == 100
+
+
+@pytest.mark.parametrize(
+    ("row", "parts", "message"),
+    [
+        (MIX | {"sugars_g": "1.01"}, [SOUR, REST], r"foods\.csv:2: sugars_g of this mix must be 1,"),
+        (MIX, [SOUR, REST | {"share": "0.7"}], r"foods\.csv:2: .*sum to 1"),
+        (MIX, [SOUR | {"share": "1"}], r"foods\.csv:2: .*two parts"),
+        (MIX, [SOUR, REST | {"share": "0"}], r"mixes\.csv:3: share"),
+        (MIX, [SOUR, REST | {"share": "most"}], r"mixes\.csv:3: share 'most' is not a number"),
+        (MIX, [SOUR, REST | {"fdc_type": "mix"}], r"mixes\.csv:3: fdc_type"),
+        (MIX, [SOUR, REST | {"salt_g": ""}], r"mixes\.csv:3: salt_g"),
+        (MIX, [SOUR, REST, SOUR | {"food": "stew"}], r"mixes\.csv:1: .*stew"),
+        (GOOD, [SOUR, REST], r"mixes\.csv:1: .*soup"),
+    ],
+)
+def test_a_wrong_mix_is_named(tmp_path, row, parts, message):
+    with pytest.raises(TableError, match=rf"^{message}"):
+        load_mix(tmp_path, row, parts)
 
 
 @pytest.mark.parametrize("other", [{"id": "stew"}, {"name": "stew"}, {}])

@@ -249,7 +249,63 @@ categories = st.sampled_from(Category)
 def test_points_are_the_sum_of_the_components(food, category):
     result = score(food, category)
     assert result.points == sum(result.negative.values()) - sum(result.positive.values())
+    assert result.points == sum(-c.points if c.favourable else c.points for c in result.components)
     assert -18 <= result.points <= 55
+
+
+@given(foods(), categories, st.booleans(), st.booleans())
+def test_a_component_names_the_threshold_that_earned_its_points(food, category, red_meat, cheese):
+    general = category is GENERAL
+    result = score(food, category, red_meat=general and red_meat, cheese=general and cheese)
+    for component in result.components:
+        assert (component.threshold is None) == (component.earned == 0)
+        # Compared as score() does it, which lets no noise of binary arithmetic pass a threshold.
+        assert component.threshold is None or round(component.value, 6) >= component.threshold
+        assert 0 <= component.points <= component.earned
+    cut = [c.name for c in result.components if c.points < c.earned]
+    assert cut in ([], ["protein"])
+    assert bool(cut) <= bool(result.rules)
+
+
+def component(result, name):
+    return next(c for c in result.components if c.name == name)
+
+
+def test_the_components_of_a_food_and_of_a_fat():
+    result = score(replace(NOTHING, energy_kj=1238.5, fat_g=20, saturated_fat_g=5, salt_g=0.1))
+    energy = component(result, "energy")
+    assert (energy.value, energy.unit, energy.threshold, energy.earned, energy.points) == (
+        1238.5, "kJ", 1005, 3, 3,
+    )  # fmt: skip
+    assert component(result, "saturates").threshold == 4
+    assert component(result, "salt").threshold is None
+    fat = score(replace(NOTHING, energy_kj=3700, fat_g=100, saturated_fat_g=10), FAT_NUT)
+    assert (component(fat, "energy").value, component(fat, "energy").threshold) == (370, 360)
+    ratio = component(fat, "saturates")
+    assert (ratio.value, ratio.unit, ratio.threshold, ratio.points) == (10, "%", 10, 1)
+    sweet = component(score(NOTHING, BEVERAGE, sweeteners=True), "sweeteners")
+    assert (sweet.points, sweet.threshold, sweet.favourable) == (4, None, False)
+
+
+@pytest.mark.parametrize(
+    ("nutrients", "options", "counted", "rules"),
+    [
+        ({"protein_g": 20}, {}, 7, []),
+        ({"protein_g": 20}, {"red_meat": True}, 2, ["red meat counts for 2"]),
+        ({"protein_g": 3}, {"red_meat": True}, 1, []),
+        ({"protein_g": 20, "sugars_g": 38}, {"red_meat": True}, 0, ["does not count with 11"]),
+        ({"protein_g": 20, "sugars_g": 38}, {"cheese": True}, 7, ["cheese counts even with 11"]),
+        ({"protein_g": 20, "sugars_g": 25}, {"category": FAT_NUT}, 0, ["does not count with 7"]),
+        ({"protein_g": 1, "sugars_g": 38}, {}, 0, []),
+        ({"protein_g": 20, "sugars_g": 38}, {"category": BEVERAGE}, 7, []),
+        ({}, {"category": BEVERAGE, "water": True}, 0, ["water is the only drink in class A"]),
+    ],
+)
+def test_a_rule_that_made_a_difference_is_named(nutrients, options, counted, rules):
+    result = score(replace(NOTHING, **nutrients), **options)
+    assert result.positive["protein"] == counted
+    assert len(result.rules) == len(rules)
+    assert all(words in rule for words, rule in zip(rules, result.rules, strict=True))
 
 
 @given(foods(), categories, st.sampled_from(["energy_kj", "sugars_g", "salt_g"]), st.floats(0, 100))

@@ -18,20 +18,15 @@ MANIFEST = load_manifest(NAME)
 
 @pytest.fixture(scope="module")
 def folder():
-    return build(NAME, BUILT)
+    return build(MANIFEST, BUILT)
 
 
-@pytest.fixture
-def edit(monkeypatch):
-    """Make the manifest of any model be ``MANIFEST`` with changes."""
-
-    def apply(weights=None, **changes):
-        manifest = MANIFEST.model_copy(update=changes)
-        if weights:
-            manifest = manifest.model_copy(update={"weights": MANIFEST.weights.model_copy(update=weights)})
-        monkeypatch.setattr(builder, "load_manifest", lambda _: manifest)
-
-    return apply
+def edited(weights=None, **changes):
+    """``MANIFEST`` with changes."""
+    manifest = MANIFEST.model_copy(update=changes)
+    if weights:
+        manifest = manifest.model_copy(update={"weights": MANIFEST.weights.model_copy(update=weights)})
+    return manifest
 
 
 def forbid_making(monkeypatch):
@@ -54,15 +49,17 @@ def test_a_build_holds_what_both_engines_load(folder):
 def test_a_second_build_does_nothing(folder, monkeypatch):
     before = (folder / "build.json").stat().st_mtime_ns
     forbid_making(monkeypatch)
-    assert build(NAME, BUILT) == folder
-    assert is_built(NAME, BUILT)
+    assert build(MANIFEST, BUILT) == folder
+    assert is_built(MANIFEST, BUILT)
     assert (folder / "build.json").stat().st_mtime_ns == before
 
 
 def test_a_second_build_does_not_import_torch_or_openvino(folder):
     program = (
         "import sys; from pathlib import Path; from models.build import build; "
-        f"build({NAME!r}, Path({str(BUILT)!r})); print(sorted({{'torch', 'openvino'}} & sys.modules.keys()))"
+        "from models.manifest import load_manifest; "
+        f"build(load_manifest({NAME!r}), Path({str(BUILT)!r})); "
+        "print(sorted({'torch', 'openvino'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -77,18 +74,17 @@ def test_a_second_build_does_not_import_torch_or_openvino(folder):
         ({"package": None}, "no weights file"),
     ],
 )
-def test_weights_other_than_the_manifests_are_refused_and_nothing_is_left(tmp_path, edit, weights, reason):
-    edit(weights=weights)
+def test_weights_other_than_the_manifests_are_refused_and_nothing_is_left(tmp_path, weights, reason):
     with pytest.raises(BuildError, match=reason):
-        build(NAME, tmp_path)
+        build(edited(weights=weights), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_went_in_decides_whether_a_build_is_current(folder, edit):
-    edit(temperature=2.0)
-    assert not is_built(NAME, BUILT)
-    edit(thresholds=replace(MANIFEST.thresholds, food=0.9))
-    assert is_built(NAME, BUILT), "thresholds act on answers, not on what is built"
+def test_what_went_in_decides_whether_a_build_is_current(folder):
+    surer = MANIFEST.heads[0].model_copy(update={"temperature": 0.5})
+    assert not is_built(edited(heads=(surer,)), BUILT)
+    stricter = edited(thresholds=replace(MANIFEST.thresholds, food=0.9))
+    assert is_built(stricter, BUILT), "thresholds act on answers, not on what is built"
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "no record"])
@@ -97,12 +93,12 @@ def test_a_damaged_build_is_not_current(folder, tmp_path, damage):
     copy.mkdir()
     for file in folder.iterdir():
         (copy / file.name).symlink_to(file)
-    assert is_built(NAME, tmp_path)
+    assert is_built(MANIFEST, tmp_path)
     victim = copy / ("build.json" if damage == "no record" else "model.bin")
     victim.unlink()
     if damage == "shorter":
         victim.write_bytes(b"short")
-    assert not is_built(NAME, tmp_path)
+    assert not is_built(MANIFEST, tmp_path)
 
 
 def test_a_stale_build_is_replaced_as_a_whole(tmp_path, monkeypatch):
@@ -110,7 +106,7 @@ def test_a_stale_build_is_replaced_as_a_whole(tmp_path, monkeypatch):
     stale.mkdir()
     (stale / "left-over").touch()
     monkeypatch.setattr(builder, "_make", lambda _manifest, folder, _progress: (folder / "fresh").touch())
-    assert build(NAME, tmp_path) == stale
+    assert build(MANIFEST, tmp_path) == stale
     assert [path.name for path in tmp_path.rglob("*")] == [MANIFEST.folder, "fresh"]
 
 
@@ -124,7 +120,7 @@ def test_a_build_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builder, "_make", fail)
     with pytest.raises(BuildError):
-        build(NAME, tmp_path)
+        build(MANIFEST, tmp_path)
     assert list(tmp_path.rglob("*")) == [stale]
 
 
@@ -155,9 +151,9 @@ def test_a_build_apart_does_nothing_twice_and_says_what_the_other_process_said(
     models_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("models.build.subprocess.run", lambda *_, **__: pytest.fail("nothing was missing"))
-    build_apart(["imagenet-lite0"], models_dir)
+    build_apart([MANIFEST], models_dir)
     monkeypatch.undo()
     taken = tmp_path / "taken"
     taken.write_text("a file where the folder should be")
     with pytest.raises(BuildError, match=r"imagenet-lite0 could not be built:(.|\n)*FileExistsError"):
-        build_apart(["imagenet-lite0"], taken)
+        build_apart([MANIFEST], taken)

@@ -136,21 +136,33 @@ def test_a_frozen_store_is_told_and_survived_without_a_restart(service: Running)
 
 
 def test_more_than_fits_is_refused_at_once_with_429(service: Running) -> None:
-    photo = coffee_jpeg(2000, 1500)
+    photo = coffee_jpeg(640, 480)
+    scorer = replica(service, "Scorer")
 
     async def flood() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=200)
         async with httpx.AsyncClient(
             base_url=service.url, headers=service.headers, timeout=30, limits=limits
         ) as client:
-            return await asyncio.gather(
-                *(client.post("/v1/scores", content=unique(photo)) for _ in range(200))
-            )
+            sent = [client.post("/v1/scores", content=unique(photo)) for _ in range(200)]
+            responses = []
+            for answer in asyncio.as_completed(sent):
+                responses.append(await answer)
+                if len(responses) == 1:
+                    # Only a refusal can come first: nobody is scored yet.
+                    scorer.resume()
+            return responses
 
-    responses = asyncio.run(flood())
+    # Held, so that the places fill up however fast this machine is and however slowly we send.
+    scorer.suspend()
+    try:
+        responses = asyncio.run(flood())
+    finally:
+        scorer.resume()
     statuses = Counter(response.status_code for response in responses)
     assert set(statuses) <= {200, 429, 504}, statuses
-    assert statuses[429] > 0
+    assert responses[0].status_code == 429
+    assert statuses[200] > 0
     for response in responses:
         if response.status_code == 429:
             assert int(response.headers["retry-after"]) >= 1

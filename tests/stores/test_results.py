@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 import uuid_utils
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,19 @@ class Shop:
         self, result_id: str, who: str = "eraser", user: str | None = None, photo_gone: bool = False
     ) -> str:
         return await self.results.delete(self.tenant, result_id, SHA, who, user, photo_gone=photo_gone)
+
+    async def review(self, result_id: str, body: bytes | None = None) -> bool:
+        """Review a result, in other words each time unless they are given."""
+        return await self.results.reviewed(self.tenant, result_id, body or uuid.uuid4().bytes)
+
+    async def labels(self, limit: int = 100) -> list[str]:
+        """Ids of all labels, read page by page."""
+        found: list[str] = []
+        after = 0
+        while page := await self.results.labels(self.tenant, after, limit):
+            found += [result_id for result_id, _ in page]
+            after = page[-1][1]
+        return found
 
     def kept(self) -> set[str]:
         return keys(self.url, self.tenant)
@@ -585,24 +599,113 @@ class TestReading:
 
         shop(story)
 
-    def test_a_review_replaces_the_result_and_empties_the_queue(self, shop):
-        async def story(shop: Shop) -> None:
-            result_id = await shop.written(needs_review=True)
-            assert await shop.results.reviewed(shop.tenant, result_id, b"reviewed")
-            assert await shop.results.get(shop.tenant, result_id) == b"reviewed"
-            assert await shop.results.reviews(shop.tenant, None, 9) == []
-            gone = str(uuid.uuid4())
-            assert not await shop.results.reviewed(shop.tenant, gone, b"reviewed")
-            assert await shop.results.get(shop.tenant, gone) is None
-
-        shop(story)
-
     def test_a_user_can_be_forgotten(self, shop):
         async def story(shop: Shop) -> None:
             result_id = await shop.written(user="ann", tips=("greens", "water"))
             await shop.results.forget_entry(shop.tenant, "ann", result_id)
             await shop.results.forget_user(shop.tenant, "ann")
             assert not {"diary:ann", "tip:ann"} & shop.kept()
+
+        shop(story)
+
+
+class TestReview:
+    def test_replaces_the_result_and_takes_it_from_the_queue_to_the_labels(self, shop):
+        async def story(shop: Shop) -> None:
+            result_id = await shop.written(needs_review=True)
+            assert await shop.review(result_id, b"reviewed")
+            assert await shop.results.get(shop.tenant, result_id) == b"reviewed"
+            assert shop.kept() == {f"result:{result_id}", f"seen:{SHA}", f"refs:{SHA}", "labels"}
+            assert await shop.labels() == [result_id]
+            assert await shop.results.labels(new_tenant(), 0, 9) == []
+
+        shop(story)
+
+    def test_of_a_result_that_is_gone_leaves_nothing(self, shop):
+        async def story(shop: Shop) -> None:
+            assert not await shop.review(str(uuid.uuid4()))
+            assert shop.kept() == set()
+
+        shop(story)
+
+    def test_the_last_review_counts_for_the_order(self, shop):
+        async def story(shop: Shop) -> None:
+            ids = [await shop.written(shop.ticket(str(n), sha256=f"{n:064}")) for n in range(4)]
+            for number in (2, 0, 3, 1, 0):
+                assert await shop.review(ids[number])
+            assert await shop.labels() == [ids[n] for n in (2, 3, 1, 0)]
+
+        shop(story)
+
+    def test_sent_again_it_answers_the_same_and_moves_nothing(self, shop):
+        async def story(shop: Shop) -> None:
+            ids = [await shop.written(shop.ticket(str(n), sha256=f"{n:064}")) for n in range(2)]
+            for result_id in ids:
+                assert await shop.review(result_id, b"once")
+            before = await shop.results.labels(shop.tenant, 0, 9)
+            assert await shop.review(ids[0], b"once")
+            assert await shop.results.labels(shop.tenant, 0, 9) == before
+
+        shop(story)
+
+    def test_pages_hold_every_label_once(self, shop):
+        async def story(shop: Shop) -> None:
+            ids = [await shop.written(shop.ticket(str(n), sha256=f"{n:064}")) for n in range(7)]
+            for result_id in ids:
+                await shop.review(result_id)
+            for limit in (1, 3, 7, 9):
+                assert await shop.labels(limit) == ids
+
+        shop(story)
+
+    def test_a_clock_that_goes_back_does_not_put_a_label_before_another(self, shop):
+        async def story(shop: Shop) -> None:
+            ids = [await shop.written(shop.ticket(str(n), sha256=f"{n:064}")) for n in range(3)]
+            await shop.review(ids[0])
+            future = 2**52
+            with redis.Redis.from_url(shop.url) as client:
+                client.zadd(f"fooddx:{{{shop.tenant}}}:labels", {ids[0]: future})
+            for result_id in ids[1:]:
+                await shop.review(result_id)
+            found = await shop.results.labels(shop.tenant, 0, 9)
+            assert found == [(result_id, future + n) for n, result_id in enumerate(ids)]
+
+        shop(story)
+
+    def test_whoever_reads_while_others_review_misses_nothing(self, shop):
+        async def story(shop: Shop) -> None:
+            ids = [await shop.written(shop.ticket(str(n), sha256=f"{n:064}")) for n in range(60)]
+            found: list[str] = []
+
+            async def read() -> None:
+                after = 0
+                while len(found) < len(ids):
+                    page = await shop.results.labels(shop.tenant, after, 2)
+                    found.extend(result_id for result_id, _ in page)
+                    after = page[-1][1] if page else after
+
+            async with asyncio.timeout(20):
+                await asyncio.gather(read(), *map(shop.review, ids))
+            assert sorted(found) == ids
+
+        shop(story)
+
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_goes_with_its_result(self, shop, alone):
+        async def story(shop: Shop) -> None:
+            result_id = await shop.written()
+            if not alone:
+                await shop.results.finish(shop.ticket("second"), a_record(reused=True))
+            await shop.review(result_id)
+            if alone:
+                assert await shop.delete(result_id) == "photo"
+                # Too late to keep it, and not so late that the result is gone.
+                assert await shop.review(result_id, b"again")
+                assert await shop.delete(result_id, photo_gone=True) == "deleted"
+            else:
+                assert await shop.delete(result_id) == "deleted"
+            assert not await shop.review(result_id, b"once more")
+            assert "labels" not in shop.kept()
 
         shop(story)
 
@@ -702,6 +805,7 @@ def all_calls(shop: Shop, result_id: str) -> list[Callable[[], Awaitable[object]
         lambda: results.diary_between(tenant, "ann", now, now),
         lambda: results.reviews(tenant, None, 1),
         lambda: results.reviewed(tenant, str(uuid.uuid4()), b"x"),
+        lambda: results.labels(tenant, 0, 1),
         lambda: results.stale_claims(tenant, now),
         lambda: results.forget_entry(tenant, "ann", "x"),
         lambda: results.forget_user(tenant, "ann"),
