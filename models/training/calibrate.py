@@ -187,7 +187,8 @@ def calibrate(
 
     Args:
         logits: (N, sum of the heads' sizes), undivided by any temperature.
-        heads: in the order of their logits: one of kind "classes", at most one "gate" and one "score".
+        heads: in the order of their logits: one of kind "classes", at most one "gate" and one "score". Their
+            temperatures are where the search starts, and what its prior is centred on.
         catalogue: the meaning of the classes.
         classes: int (N,), the true class, or -1 for unlabelled.
         is_food: bool (N,), what the gate should say.
@@ -250,7 +251,9 @@ def _fit_heads(
     fitted, notes = [], []
     for head, part in zip(heads, parts, strict=True):
         known = usable[head.kind]
-        temperature = round(fits[head.kind](part[known], truths[head.kind][known]), _DIGITS)
+        # The fit starts from the temperature a head came with, which stays where there is nothing to learn.
+        change = fits[head.kind](part[known] / np.float32(head.temperature), truths[head.kind][known])
+        temperature = round(head.temperature * change, _DIGITS)
         fitted.append(head.model_copy(update={"temperature": temperature}))
         if known.sum() < FEWEST:
             need = " (it takes food and anything else)" if head.kind == "gate" else ""

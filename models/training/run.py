@@ -107,7 +107,7 @@ def train(options: Options, console: Console) -> Path:
     classes = read_classes(photos.examples, options.data if options.data.is_dir() else options.data.parent)
     gated = sum(not example.is_food for example in photos.examples) >= FEWEST_NOT_FOOD
     scored = _enough_scores(photos, console)
-    if scored and _mostly_unnamed(photos):
+    if scored and classes.names and _mostly_unnamed(photos):
         console.print("[yellow]Most photos have a score and no class: the few classes are left out[/]")
         classes = Classes((), (), None)
     _check(options, base, classes, gated=gated, scored=scored)
@@ -118,7 +118,7 @@ def train(options: Options, console: Console) -> Path:
     network = _fit(options, base, classes, photos, console, log, gated=gated)
     if options.recipe.epochs:
         network = _finetune(options, network, classes, photos, run, console, log)
-    heads = _heads(base, classes)
+    heads = _heads(base, classes, gated=gated)
     if scored:
         known, scores = _scored(network, photos, base.input.size)
         score_rows = fit_score_head(known, scores)
@@ -161,7 +161,8 @@ def _fit(
     network.to(options.device).to(memory_format=torch.channels_last)
     if not classes.names:
         # A score head, which is the last, is fitted anew.
-        network.replace_heads(rows_of(network.heads, slice(sum(head.size for head in _heads(base, classes)))))
+        kept = sum(head.size for head in _heads(base, classes, gated=gated))
+        network.replace_heads(rows_of(network.heads, slice(kept)))
         return network
     pixels, targets = _train_data(options, classes, photos, gated=gated)
     with _progress(console) as progress:
@@ -320,14 +321,13 @@ def _check(options: Options, base: Manifest, classes: Classes, *, gated: bool, s
         )
 
 
-def _heads(base: Manifest, classes: Classes) -> tuple[Head, ...]:
-    """Classes and gate; of scores alone, the base's own."""
+def _heads(base: Manifest, classes: Classes, *, gated: bool) -> tuple[Head, ...]:
+    """Classes and gate, the base's own where they are not trained: they keep their temperature."""
     if not classes.names:
         return tuple(head for head in base.heads if head.kind != "score")
-    return (
-        Head(name="classes", kind="classes", size=len(classes.names)),
-        Head(name="food", kind="gate", size=1),
-    )
+    inherited = next((head for head in base.heads if head.kind == "gate"), None)
+    gate = inherited if inherited and not gated else Head(name="food", kind="gate", size=1)
+    return Head(name="classes", kind="classes", size=len(classes.names)), gate
 
 
 def _progress(console: Console) -> Progress:
