@@ -29,10 +29,10 @@ format: $(INSTALLED) ## Put the code into its one format
 
 train: $(INSTALLED) ## Train the default model anew on labelled photos: DATA=folder, hours on a CPU; OPTIONS='--epochs 12'
 	@test -n "$(DATA)" || { echo "Say which photos: make train DATA=folder. docs/models.md says what may be in it"; exit 2; }
-	@$(BIN)/python -m models.train $(DATA) --name meals-lite0 --base imagenet-lite0 --epochs 12 $(OPTIONS)
+	@$(BIN)/python -m models.train "$(DATA)" --name meals-lite0 --base imagenet-lite0 --epochs 12 $(OPTIONS)
 
 evaluate: $(INSTALLED) ## Measure the models: on DATA=folder of labelled photos, else on photos from public packages
-	@$(BIN)/python -m models.evaluate $(if $(DATA),--data $(DATA)) $(OPTIONS)
+	@$(BIN)/python -m models.evaluate $(if $(DATA),--data "$(DATA)") $(OPTIONS)
 
 # Pins that still fit stay; UPGRADE=1 takes the newest of everything. An address in the lock would tie it to one index.
 lock: ## Write requirements.lock anew from pyproject.toml

@@ -31,6 +31,8 @@ class _Reader:
         self._classes = cast(slice, manifest.columns("classes"))  # every manifest has such a head
         self._gate = manifest.columns("gate")
         self._score = manifest.columns("score")
+        tables = (manifest.table(manifest.labels), manifest.table(manifest.foods))
+        self.tables = hashlib.sha256(b"".join(table.read_bytes() for table in tables)).hexdigest()
 
     def foods(self) -> tuple[FoodOut, ...]:
         known = zip(self.catalogue.foods, self.catalogue.labels, strict=True)
@@ -104,8 +106,9 @@ class TableJudge:
 
     @cached_property
     def revision(self) -> str:
-        """Models and thresholds: what must be equal for an analysis to be reused."""
-        words = json.dumps(dataclasses.asdict(self.thresholds), sort_keys=True)
+        """Models, tables and thresholds: what must be equal for an analysis to be reused."""
+        tables = [reader.tables for reader in self._readers]
+        words = json.dumps([dataclasses.asdict(self.thresholds), tables], sort_keys=True)
         return f"{self.model.name}@{self.model.version}#{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
     def assess(self, scored: Scored) -> Assessment:

@@ -43,6 +43,8 @@ from models.registry import Registry
 from models.training.dataset import DatasetError
 
 BASELINE = "linear baseline"
+GATE_MARGIN = 0.05
+"""How much worse, as a share of photos, the gate of a promoted model may be."""
 _GROUP_FIGURES = ("photos", "food top-1", "score within one", "score error", "gate recall", "false alarms")
 
 
@@ -58,7 +60,8 @@ class Comparison:
             The error is the distance of the mean of the score distribution from the true score. Below 0 the
             candidate is better.
         interval: 95 % bootstrap interval of ``difference``; NaN for a single photo.
-        worse: ``difference`` is above 0 or, at exactly 0, the candidate's top-1 of foods is the lower one.
+        worse: ``difference`` is above 0 or, at exactly 0, the candidate's top-1 of foods is the lower one; or
+            its gate turns away GATE_MARGIN more of the food, or lets as much more of anything else pass.
             Whether chance may explain it is for the interval to say.
     """
 
@@ -111,8 +114,15 @@ def compare(
         raise DatasetError(f"no photo of {source} has a score, or a class whose food is known")
     new, old = figures(photos, mine), figures(photos, theirs)
     less_right = (new["food top-1"] or 0) < (old["food top-1"] or 0)
-    worse = difference > 0 or (difference == 0 and less_right)
+    worse = difference > 0 or (difference == 0 and less_right) or gate_is_worse(new, old)
     return Comparison(known, new, old, difference, (low, high), worse)
+
+
+def gate_is_worse(candidate: Mapping[str, float | None], serving: Mapping[str, float | None]) -> bool:
+    """Whether a gate turns away, or lets pass, more of what it should not, by more than GATE_MARGIN."""
+    less_food = (serving["gate recall"] or 0) - (candidate["gate recall"] or 0)
+    more_else = (candidate["false alarms"] or 0) - (serving["false alarms"] or 0)
+    return max(less_food, more_else) > GATE_MARGIN
 
 
 def _frame() -> dict[str, Any]:

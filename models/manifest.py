@@ -34,9 +34,11 @@ MANIFEST = "manifest.toml"
 
 Table = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+\.csv$")]
 # Names and versions become folder names and parts of Redis keys.
-Version = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.]{0,31}$")]
+NAME = r"^[a-z0-9][a-z0-9.-]{0,63}$"
+VERSION = r"^[a-z0-9][a-z0-9.]{0,31}$"
+Version = Annotated[str, StringConstraints(pattern=VERSION)]
 Curve = Literal["gate", "coverage_risk", "reliability"]
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
+Slug = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 class ManifestError(ValueError):

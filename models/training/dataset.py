@@ -94,7 +94,7 @@ def read_examples(source: Path) -> list[Example]:
         for folder in sorted(source.iterdir())
         if folder.is_dir()
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
     if not examples:
         raise DatasetError(
@@ -140,6 +140,14 @@ def _example(table: Path, line: int, row: dict[str, str | None], image: str) -> 
 def class_name(written: str) -> str:
     """One spelling for "Apple pie", "apple-pie" and "apple_pie"."""
     return "_".join(written.lower().replace("-", " ").replace("_", " ").split())
+
+
+def labels_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of what the photos are called and labelled, hex: the same labels, the same run."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.path.name} {example.label} {example.score}\n".encode())
+    return digest.hexdigest()
 
 
 def split_of(data: bytes) -> Split:

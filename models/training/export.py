@@ -18,18 +18,15 @@ from models.manifest import MANIFEST, Manifest, Weights, load_catalogue, read_ma
 from models.network import Network
 from models.training.calibrate import calibrate
 from models.training.classes import Classes, write_tables
-from models.training.dataset import Example
+from models.training.dataset import Example, labels_digest
 from models.training.learning import Recipe
 
 
 def write_config(run: Path, command: str, base: str, recipe: Recipe, examples: Sequence[Example]) -> None:
     """``config.json``: what a run was asked for, with which labels and which versions."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(f"{example.path.name} {example.label} {example.score}\n".encode())
     record = {
         "command": command,
-        "data": {"photos": len(examples), "labels_sha256": digest.hexdigest()},
+        "data": {"photos": len(examples), "labels_sha256": labels_digest(examples)},
         "base": base,
         "recipe": asdict(recipe),
         "versions": {name: version(name) for name in ("timm", "torch", "torchvision")},

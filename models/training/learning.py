@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,6 +64,10 @@ class Recipe:
     average: float = 0.997
     gate_weight: float = 0.5
     seed: int = 20261121
+
+    def for_input(self, size: int) -> Recipe:
+        """The same for a network that is served ``size`` px instead of the last of ``sizes``."""
+        return replace(self, sizes=tuple(round(edge * size / self.sizes[-1]) for edge in self.sizes))
 
     def size_of(self, epoch: int) -> int:
         """The edge of the crops in ``epoch``."""
@@ -235,9 +239,18 @@ class FineTuning:
     """
 
     def __init__(
-        self, network: Network, pixels: NDArray[np.uint8], targets: Targets, recipe: Recipe, workers: int = 2
+        self,
+        network: Network,
+        pixels: NDArray[np.uint8],
+        targets: Targets,
+        recipe: Recipe,
+        *,
+        workers: int = 2,
+        origin: str = "",
     ) -> None:
+        """``origin`` says what data and weights this began with; a checkpoint of others is refused."""
         self.network, self.recipe = network, recipe
+        self._origin = origin
         self._pixels, self._targets = pixels, targets
         self._workers = min(workers, os.cpu_count() or 1)
         self._device = next(network.parameters()).device
@@ -347,6 +360,7 @@ class FineTuning:
         torch.save(
             {
                 "recipe": asdict(self.recipe),
+                "origin": self._origin,
                 "epoch": self.epoch,
                 "step": self.step,
                 "losses": self.losses,
@@ -360,10 +374,13 @@ class FineTuning:
         fresh.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on from what ``save`` wrote. Raises ValueError if it was another recipe."""
+        """Go on from what ``save`` wrote. Raises ValueError if it was of another recipe or origin."""
         state = torch.load(path, map_location=self._device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} was made by another recipe: give the same options, or another folder")
+        if (state["recipe"], state["origin"]) != (asdict(self.recipe), self._origin):
+            raise ValueError(
+                f"{path} was made by another recipe, or from other photos or weights: raise the version, or "
+                "delete it to begin anew"
+            )
         self.network.load_state_dict(state["network"])
         self._average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from rich.progress import (
 
 from models.build import weights_path
 from models.heads import SCORES, Head
-from models.manifest import Manifest, load_manifest
+from models.manifest import NAME, VERSION, Manifest, load_manifest
 from models.metrics import top_k
 from models.network import Network, load_network, rows_of, stacked
 from models.training.augment import accidental_photos
@@ -39,6 +40,7 @@ from models.training.dataset import (
     Example,
     Photos,
     Split,
+    labels_digest,
     load_photos,
     read_examples,
 )
@@ -89,6 +91,14 @@ class Options:
     threads: int
     command: str
 
+    def __post_init__(self) -> None:
+        """Refuse now what would fail at the end of hours."""
+        for kind, pattern, value in (("name", NAME, self.name), ("version", VERSION, self.version)):
+            if not re.fullmatch(pattern, value):
+                raise ValueError(f"the {kind} {value!r} must match {pattern}")
+        if self.recipe.epochs < 0 or self.recipe.batch < 1 or self.threads < 1 or not self.recipe.rate > 0:
+            raise ValueError("epochs must be at least 0, batch and threads at least 1, the rate above 0")
+
 
 def train(options: Options, console: Console) -> Path:
     """Train, calibrate and write the run folder, which is returned.
@@ -111,13 +121,15 @@ def train(options: Options, console: Console) -> Path:
         console.print("[yellow]Most photos have a score and no class: the few classes are left out[/]")
         classes = Classes((), (), None)
     _check(options, base, classes, gated=gated, scored=scored)
+    if classes.names and any(head.kind == "score" for head in base.heads):
+        console.print(f"[yellow]The score head of {base.ref} goes: its scores are of other classes[/]")
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, options.command, options.base, options.recipe, examples)
 
     log: dict[str, Any] = {}
     network = _fit(options, base, classes, photos, console, log, gated=gated)
     if options.recipe.epochs:
-        network = _finetune(options, network, classes, photos, run, console, log)
+        network = _finetune(options, base, network, classes, photos, run, console, log)
     heads = _heads(base, classes, gated=gated)
     if scored:
         known, scores = _scored(network, photos, base.input.size)
@@ -180,6 +192,7 @@ def _fit(
 
 def _finetune(
     options: Options,
+    base: Manifest,
     network: Network,
     classes: Classes,
     photos: Photos,
@@ -188,13 +201,16 @@ def _finetune(
     log: dict[str, Any],
 ) -> Network:
     """Train the whole network from there, or from the run's checkpoint; what comes back is the average."""
-    recipe = options.recipe
+    recipe = options.recipe.for_input(base.input.size)
     pixels, targets = _train_data(options, classes, photos, gated=True)
-    tuning = FineTuning(network, pixels, targets, recipe)
+    origin = f"{labels_digest(photos.examples)} {base.weights.sha256}"
+    tuning = FineTuning(network, pixels, targets, recipe, origin=origin)
     checkpoint, lines = run / "checkpoint.pt", run / "log.jsonl"
     if checkpoint.exists():
         tuning.resume(checkpoint)
         console.print(f"Going on from epoch {tuning.epoch}, step {tuning.step}")
+    else:
+        lines.unlink(missing_ok=True)
     saved = time.monotonic()
 
     def save_sometimes() -> None:

@@ -62,6 +62,16 @@ def test_of_equal_scores_the_one_that_names_fewer_foods_is_worse(mistakes, photo
     assert not compared(GOOD, OLD, photos).worse
 
 
+@pytest.mark.parametrize(
+    ("recall", "alarms", "worse"),
+    [(0.99, 0.02, False), (0.94, 0.02, True), (0.96, 0.05, False), (0.99, 0.2, True), (1.0, None, False)],
+)
+def test_a_gate_may_be_a_little_worse_and_no_more(recall, alarms, worse):
+    serving = {"gate recall": 0.99, "false alarms": 0.04}
+    candidate = {"gate recall": recall - 0.001, "false alarms": alarms}
+    assert evaluate.gate_is_worse(candidate, serving) is worse
+
+
 def test_a_model_is_not_worse_than_itself(mistakes, photos):
     steps = []
     found = compare(OLD, OLD, photos, split="all", models_dir=photos.parent / "models", progress=steps.append)

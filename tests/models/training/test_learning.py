@@ -168,6 +168,24 @@ class TestFineTuning:
         with pytest.raises(ValueError, match="another recipe"):
             other.resume(tmp_path / "checkpoint.pt")
 
+    def test_other_photos_do_not_go_on_from_there(self, tmp_path: Path):
+        pixels, targets = photos(24)
+        FineTuning(network(), pixels, targets, RECIPE, workers=0, origin="these").save(tmp_path / "c.pt")
+        others = FineTuning(network(), pixels, targets, RECIPE, workers=0, origin="others")
+        with pytest.raises(ValueError, match="from other photos or weights"):
+            others.resume(tmp_path / "c.pt")
+
+    def test_what_is_saved_between_steps_counts_the_step_that_was_done(self, tmp_path: Path):
+        pixels, targets = photos(24)
+        tuning = FineTuning(network(), pixels, targets, RECIPE, workers=0)
+        path = tmp_path / "c.pt"
+        next(iter(tuning.run(lambda *_: None, lambda: None if path.exists() else tuning.save(path))))
+        again = FineTuning(network(), pixels, targets, RECIPE, workers=0)
+        again.resume(path)
+        assert (again.epoch, again.step) == (0, 1)
+        for _ in again.run(lambda *_: None, lambda: None):
+            pass  # to the last step, of which the schedule knows exactly as many
+
     def test_fewer_photos_than_a_batch_are_one_batch(self):
         pixels, targets = photos(3)
         tuning = FineTuning(network(), pixels, targets, RECIPE, workers=0)

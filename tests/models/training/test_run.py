@@ -157,6 +157,15 @@ class TestScores:
 
 
 class TestWhatCannotBe:
+    @pytest.mark.parametrize(("name", "words"), [("Canteen", "name 'Canteen'"), ("a/b", "name 'a/b'")])
+    def test_a_name_that_is_none(self, photos, runs, name, words):
+        with pytest.raises(ValueError, match=words):
+            options(photos, runs, name)
+
+    def test_a_recipe_that_is_none(self, photos, runs):
+        with pytest.raises(ValueError, match="epochs must be at least 0"):
+            options(photos, runs, epochs=-1)
+
     def test_fine_tuning_on_scores_alone(self, photos, runs, tmp_path):
         table = tmp_path / "scores.csv"
         rows = [f"{path},{1 + place % 5}" for place, path in enumerate(sorted((photos / "pizza").iterdir()))]
