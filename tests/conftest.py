@@ -16,7 +16,9 @@ from typing import Any
 import httpx
 import pytest
 from hypothesis import settings as hypothesis_settings
+from rich.console import Console
 
+from app import cli, model_commands
 from app.api.app import create_app
 from app.engines import Engine, create_engine
 from app.errors import FoodDXError
@@ -55,6 +57,26 @@ class RecordingMeter:
 
     def total(self, name: str, **labels: str) -> float:
         return sum(v for n, v, given in self.records if n == name and labels.items() <= given.items())
+
+
+@pytest.fixture
+def fooddx(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Run the command in this process: its exit status, standard output and standard error."""
+    for module in (cli, model_commands):
+        monkeypatch.setattr(module, "OUT", Console(width=200, soft_wrap=True, highlight=False))
+        monkeypatch.setattr(module, "ERR", Console(width=200, stderr=True, soft_wrap=True, highlight=False))
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        status: Any
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from rich.console import Console
 
-from app import cli
 from app.api.app import create_app
 from tests.conftest import API_KEY
 from tests.loopback import serving
@@ -30,20 +28,10 @@ def service_url(make_local):
 
 
 @pytest.fixture
-def fooddx(monkeypatch, capsys):
-    """Run the command in this process: its exit status, standard output and standard error."""
+def fooddx(fooddx, monkeypatch):
+    """The command, with the key of the tests' service."""
     monkeypatch.setenv("FOODDX_API_KEY", API_KEY)
-    monkeypatch.setattr(cli, "OUT", Console(width=200, soft_wrap=True, highlight=False))
-    monkeypatch.setattr(cli, "ERR", Console(width=200, stderr=True, soft_wrap=True, highlight=False))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:  # argparse
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
+    return fooddx
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ import sys
 import types
 
 import pytest
-from rich.console import Console
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from app import cli, model_commands
+from app import model_commands
 from app.client import Client
 from models import evaluate
 from models.build import BuildError
@@ -60,20 +59,9 @@ def salad(registry, built, tmp_path):
 
 
 @pytest.fixture
-def fooddx(data_dir, monkeypatch, capsys):
-    """Run the command in this process: its exit status, standard output and standard error."""
-    for module in (cli, model_commands):
-        monkeypatch.setattr(module, "OUT", Console(width=200, soft_wrap=True, highlight=False))
-        monkeypatch.setattr(module, "ERR", Console(width=200, stderr=True, soft_wrap=True, highlight=False))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:  # argparse
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
+def fooddx(data_dir, fooddx):
+    """The command, over a data folder of the test's own."""
+    return fooddx
 
 
 @pytest.fixture
