@@ -42,6 +42,8 @@ from models.registry import Registry, RegistryError
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
+TRY_AGAIN_S = 30.0
+"""After promoted models could not be taken up."""
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -90,8 +92,8 @@ def serve_forever(settings: Settings, console: Console) -> None:
             if store and store.died():
                 console.print("[yellow]The results store died; starting it again over the same data.[/]")
                 store.start()
-            if models := promoted.changed():
-                _hand_over(models, settings, cluster, console)
+            if models := promoted.wanted():
+                promoted.told(models, taken=_hand_over(models, settings, cluster, console))
         console.print("Stopping …")
     console.print("Stopped. What was stored is kept for the next start.")
 
@@ -126,41 +128,57 @@ def _build_models(models: Sequence[str], settings: Settings, console: Console) -
 
 
 class _Promoted:
-    """Which models should serve: those of FOODDX_MODELS, or else whatever the registry says at the moment."""
+    """Which models should serve: those of FOODDX_MODELS, or else whatever the registry says at the moment.
+
+    Attributes:
+        models: those that serve.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._follows = not settings.models
         self._registry = Registry(settings.registry_dir)
+        self._refused: tuple[str, ...] = ()
+        self._again = 0.0
         self.models = settings.models or self._registry.serving()
 
-    def changed(self) -> tuple[str, ...] | None:
-        """The models that should serve from now on; None where that has not changed."""
+    def wanted(self) -> tuple[str, ...] | None:
+        """The models that should serve instead of ``models``, or None; refused ones come up again later."""
         if not self._follows:
             return None
         try:
             models = self._registry.serving()
         except RegistryError:  # damaged by hand; whoever promotes next is told
             return None
-        if models == self.models:
+        if models == self.models or (models == self._refused and time.monotonic() < self._again):
             return None
-        self.models = models
         return models
+
+    def told(self, models: tuple[str, ...], *, taken: bool) -> None:
+        """Whether ``wanted`` models were taken up."""
+        if taken:
+            self.models = models
+        self._refused = () if taken else models
+        self._again = time.monotonic() + TRY_AGAIN_S
 
 
 def _hand_over(
     models: tuple[str, ...], settings: Settings, cluster: subprocess.Popen[str], console: Console
-) -> None:
-    """Have the running graph take up promoted models. What cannot be served is left where it is."""
+) -> bool:
+    """Have the running graph take up promoted models. What cannot be served is left where it is: False."""
     try:
         TableJudge(models, registry=settings.registry_dir)
         _build_models(models, settings, console)
     except (ValueError, BuildError, OSError) as error:
-        console.print(f"[yellow]{escape(', '.join(models))} cannot be taken up: {escape(str(error))}[/]")
-        return
+        console.print(
+            f"[yellow]{escape(', '.join(models))} cannot be taken up: {escape(str(error))}[/] "
+            f"Tried again in {TRY_AGAIN_S:.0f} s."
+        )
+        return False
     if cluster.stdin:
         cluster.stdin.write(json.dumps(models) + "\n")
         cluster.stdin.flush()
     console.print(f"Serving {escape(', '.join(models))} from now on.")
+    return True
 
 
 @contextmanager

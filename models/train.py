@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=int, default=0, help="passes of fine-tuning after the heads (default 0: heads alone)"
     )
     parser.add_argument(
+        "--input",
+        type=int,
+        metavar="PX",
+        help="edge of the square that the model sees (default: the base's)",
+    )
+    parser.add_argument(
         "--rate", type=float, default=recipe.rate, help=f"learning rate (default {recipe.rate:g})"
     )
     parser.add_argument(
@@ -61,6 +67,7 @@ def run(arguments: argparse.Namespace, console: Console, registry: Path | None =
             name=arguments.name,
             version=arguments.version,
             base=arguments.base,
+            input=arguments.input,
             recipe=recipe,
             out=arguments.out,
             licence=arguments.licence,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,16 @@ from typing import Literal
 
 from app.food.foods import Food, load_foods, load_labels
 from models.manifest import Manifest, available, load_manifest
-from models.training.dataset import FOOD, NOT_FOOD, DatasetError, Example, class_name, read_examples, split_of
+from models.training.dataset import (
+    FOOD,
+    NOT_FOOD,
+    DatasetError,
+    Example,
+    class_name,
+    read_examples,
+    split_of,
+    stated_foods,
+)
 
 Chosen = Literal["test", "all"]
 """Photos to judge a model on: the test split, or all, where no photo was ever trained on."""
@@ -111,25 +119,9 @@ def _foods_of_classes(folder: Path, manifests: Sequence[Manifest]) -> dict[str, 
         labelled = {class_name(label.name): label.food for label in labels if label.food} | labelled
     if (table := folder / "foods.csv").is_file():
         foods |= load_foods(table)
-    stated = {name: foods[food] for name, food in _read_classes(folder / "classes.csv", foods)}
+    stated = {name: foods[food] for name, food in stated_foods(folder, foods).items()}
     named = {class_name(name): food for food in foods.values() for name in (food.id, food.name)}
     return named | labelled | stated
-
-
-def _read_classes(table: Path, foods: Mapping[str, Food]) -> Iterator[tuple[str, str]]:
-    """The rows (class, food) of ``classes.csv``, if there is one; a class without a food is left out."""
-    if not table.is_file():
-        return
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"class", "food"} <= {*(rows.fieldnames or ())}:
-            raise DatasetError(f"{table.name}:1: the header must name class and food")
-        for row in rows:
-            name, food = class_name(row["class"] or ""), (row["food"] or "").strip()
-            if food and food not in foods:
-                raise DatasetError(f"{table.name}:{rows.line_num}: no food {food!r} in the food table")
-            if food:
-                yield name, food
 
 
 def _warnings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 
 from app.food.foods import LABEL_COLUMNS, MIXES, load_foods, load_labels
 from models.manifest import TABLES, Manifest
-from models.training.dataset import FOOD, NOT_FOOD, DatasetError, Example, class_name
+from models.training.dataset import FOOD, NOT_FOOD, DatasetError, Example, class_name, stated_foods
 from models.training.learning import NO_LABEL, Targets
 
 _FOODS, _LABELS = "foods.csv", "labels.csv"
@@ -58,7 +58,7 @@ def read_classes(examples: Sequence[Example], folder: Path) -> Classes:
     for table in _LABEL_TABLES:
         labels = load_labels(TABLES / table, foods)
         known |= {class_name(label.name): label.food.id for label in labels if label.food}
-    known |= dict(_mapping(folder / "classes.csv"))
+    known |= stated_foods(folder, foods)
     if strangers := [name for name in names if known.get(name) not in foods]:
         near = get_close_matches(strangers[0], known, 3)
         raise DatasetError(
@@ -67,17 +67,6 @@ def read_classes(examples: Sequence[Example], folder: Path) -> Classes:
             + (f", near {strangers[0]} are {', '.join(near)}" if near else "")
         )
     return Classes(names, tuple(known[name] for name in names), own_foods)
-
-
-def _mapping(table: Path) -> Iterator[tuple[str, str]]:
-    if not table.is_file():
-        return
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"class", "food"} <= set(rows.fieldnames or ()):
-            raise DatasetError(f"{table.name}:1: the header must be class,food")
-        for row in rows:
-            yield class_name(row["class"] or ""), (row["food"] or "").strip()
 
 
 def write_tables(run: Path, base: Manifest, classes: Classes) -> tuple[str, str]:

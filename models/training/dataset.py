@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,7 +28,10 @@ Split = Literal["train", "calibrate", "test"]
 FOOD, NOT_FOOD = "food", "not_food"
 """Classes that say no more than that: they teach the gate alone."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif"}
+)
+"""Files of a folder that are meant as photos; those that cannot be read are counted and named."""
 CALIBRATE_SHARE, TEST_SHARE = 0.06, 0.10
 FEWEST = 5
 """Below this many photos of a class (or of a score) a warning says that nothing can be learnt of it."""
@@ -135,6 +139,32 @@ def _example(table: Path, line: int, row: dict[str, str | None], image: str) -> 
         score=int(score) if score else None,
         group=cells.get("group") or "",
     )
+
+
+def stated_foods(folder: Path, foods: Collection[str]) -> dict[str, str]:
+    """The food of each class by ``classes.csv`` (class,food) in ``folder``; empty where there is none.
+
+    Raises:
+        DatasetError: another header, or a food that is not one of ``foods``.
+    """
+    if not (table := folder / "classes.csv").is_file():
+        return {}
+    stated = {}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"class", "food"} <= {*(rows.fieldnames or ())}:
+            raise DatasetError(f"{table.name}:1: the header must name class and food")
+        for row in rows:
+            food = (row["food"] or "").strip()
+            if food and food not in foods:
+                near = get_close_matches(food, foods, 3)
+                raise DatasetError(
+                    f"{table.name}:{rows.line_num}: no food {food!r} in the food table"
+                    + (f"; near it are {', '.join(near)}" if near else "")
+                )
+            if food:
+                stated[class_name(row["class"] or "")] = food
+    return stated
 
 
 def class_name(written: str) -> str:

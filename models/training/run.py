@@ -61,6 +61,9 @@ FEWEST_SCORES = 30
 """Training photos with a nutritionist's score, below which no score head is fitted."""
 ACCIDENTAL_PHOTOS = 200
 """Photos of nothing that a gate is trained with, see models/training/augment.py."""
+CROPPED_PX = 32
+"""What EfficientNet's authors scale a photo to beyond the square that the network sees."""
+SMALLEST_INPUT, LARGEST_INPUT = 64, 512
 SAVE_EVERY_S = 300.0
 LINE_EVERY = 50
 
@@ -73,6 +76,7 @@ class Options:
         data: the labelled photos, see ``read_examples``.
         name: what the model will be called; with ``version`` and ``licence`` it goes into the manifest.
         base: the model to start from, one of the project's or one in ``registry``.
+        input: edge of the square that the model sees, in px; the base's if None.
         out: the folder of run folders.
         device: a torch device.
         threads: CPU threads.
@@ -90,6 +94,7 @@ class Options:
     device: str
     threads: int
     command: str
+    input: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse now what would fail at the end of hours."""
@@ -98,6 +103,8 @@ class Options:
                 raise ValueError(f"the {kind} {value!r} must match {pattern}")
         if self.recipe.epochs < 0 or self.recipe.batch < 1 or self.threads < 1 or not self.recipe.rate > 0:
             raise ValueError("epochs must be at least 0, batch and threads at least 1, the rate above 0")
+        if self.input is not None and not SMALLEST_INPUT <= self.input <= LARGEST_INPUT:
+            raise ValueError(f"the input must be {SMALLEST_INPUT} to {LARGEST_INPUT} px, not {self.input}")
 
 
 def train(options: Options, console: Console) -> Path:
@@ -111,7 +118,7 @@ def train(options: Options, console: Console) -> Path:
     started = time.perf_counter()
     torch.set_num_threads(options.threads)
     run = options.out / f"{options.name}-{options.version}"
-    base = load_manifest(options.base, options.registry)
+    base = _for_input(load_manifest(options.base, options.registry), options.input)
     examples = read_examples(options.data)
     photos = _load(examples, math.ceil(base.input.size / base.input.crop_fraction), console)
     classes = read_classes(photos.examples, options.data if options.data.is_dir() else options.data.parent)
@@ -155,6 +162,14 @@ def train(options: Options, console: Console) -> Path:
     draw_curves(run)
     console.print(f"[green]✓[/] {manifest.name}@{manifest.version} is in {run}")
     return run
+
+
+def _for_input(base: Manifest, size: int | None) -> Manifest:
+    """The base seeing ``size`` px, with as many around them cropped away as for all networks of its kind."""
+    if size is None:
+        return base
+    seen = base.input.model_copy(update={"size": size, "crop_fraction": size / (size + CROPPED_PX)})
+    return base.model_copy(update={"input": seen})
 
 
 def _fit(

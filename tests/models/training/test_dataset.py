@@ -138,12 +138,13 @@ class TestPhotos:
     def test_that_cannot_be_read_or_come_twice_are_left_out_and_counted(self, folders):
         data = folders(gyoza=40, ramen=40)
         (data / "gyoza" / "z-broken.jpg").write_bytes(photo(1)[:200])
+        (data / "ramen" / "z-phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
         (data / "ramen" / "z-again.jpg").write_bytes(photo(50))  # in ramen already
         (data / "ramen" / "z-both.jpg").write_bytes(photo(2))  # in gyoza too
         photos = load_photos(read_examples(data), 16)
         assert len(photos) == 79, "of a photo under two labels neither counts"
         words = " ".join(photos.warnings)
-        assert "1 photos cannot be read and are left out; the first: z-broken.jpg" in words
+        assert "2 photos cannot be read and are left out; the first: z-broken.jpg" in words
         assert "2 photos are there more than once" in words
         assert "1 photos are there under two labels" in words
 
