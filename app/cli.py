@@ -1,4 +1,4 @@
-"""The ``fooddx`` command: serve, score photos, list the models, check the installation."""
+"""The ``fooddx`` command: serve, score photos, look after models and tenants, check the installation."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from app.client import Client, Outcome, ServiceError
 from app.model_commands import CommandError, add_model_commands
 from app.settings import SettingsError, load_settings
+from app.tenant_commands import add_tenant_commands
 
 OUT = Console(soft_wrap=True, highlight=False)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(command=_models)
 
     add_model_commands(commands, remote)
+    add_tenant_commands(commands)
     return parser
 
 

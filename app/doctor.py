@@ -18,8 +18,8 @@ import redis
 
 from app.judge import TableJudge
 from app.settings import Settings, SettingsError, load_settings
+from app.stores.connection import check_server
 from app.stores.embedded import EmbeddedStore, EmbeddedStoreError
-from app.stores.results import check_server
 from models.build import is_built
 from models.manifest import load_manifest
 from models.registry import Registry

@@ -23,6 +23,7 @@ is always safe to show, and whether the same request may simply be sent again::
     │   ├── TooManyPixels            422 image_too_many_pixels
     │   └── TooFewPixels             422 image_too_few_pixels
     ├── Overloaded                   429 overloaded               retry
+    │   └── RateLimited              429 rate_limited             retry
     ├── NeedsObjectStorage           501 needs_object_storage
     ├── ResultsUnavailable           503 results_unavailable      retry
     ├── ImagesUnavailable            503 images_unavailable       retry
@@ -159,6 +160,12 @@ class Overloaded(FoodDXError):
     """A queue is full. Said at once, rather than a time-out later."""
 
     status, code, title, retryable = 429, "overloaded", "Too many photos at once", True
+
+
+class RateLimited(Overloaded):
+    """The tenant has made as many requests as it may for now."""
+
+    code, title = "rate_limited", "Too many requests"
 
 
 class NeedsObjectStorage(FoodDXError):

@@ -25,7 +25,8 @@ from app.engines import Device
 from app.imaging.guards import ImageLimits
 from app.settings import Settings, SettingsError, load_settings
 from app.stores.embedded import EmbeddedStore
-from app.tenants.keys import Keyring, api_key_of
+from app.tenants.keys import api_key_of
+from app.tenants.tenants import Tenant
 from models.build import build_apart
 from models.manifest import load_manifest
 from models.registry import Registry
@@ -119,7 +120,7 @@ def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
         # Longer than the two behind it: its requests wait for theirs.
         graceful_shutdown_timeout_s=20,
         **common,
-    ).bind(settings.without_secrets(), settings.redis_url, Keyring.of(api_key_of(settings)), preprocessor)
+    ).bind(settings.without_secrets(), settings.redis_url, Tenant.first(api_key_of(settings)), preprocessor)
 
 
 def _lasting(body: type, settings: Settings, **options: Any) -> Deployment:

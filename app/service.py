@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
-from app.errors import Overloaded, Unauthenticated
+from app.errors import Overloaded
 from app.pipeline import Judge, Pipeline, Score
 from app.records import Records
 from app.schemas import Models
@@ -14,7 +14,8 @@ from app.settings import Settings
 from app.stores.images import ImageStore
 from app.stores.results import ResultStore
 from app.telemetry import Meter
-from app.tenants.keys import Keyring
+from app.tenants.access import Access
+from app.tenants.tenants import Tenant
 
 # How long a claim outlives its photo's budget. Every request ends within it; only one whose process died
 # leaves its claim to expire, and then a retry of it, or a twin, should not wait for long.
@@ -68,7 +69,7 @@ class Service:
     """What the routes call. ``scorer_ready`` raises ScorerUnavailable unless a photo could be scored now."""
 
     settings: Settings
-    keyring: Keyring
+    access: Access
     images: ImageStore
     results: ResultStore
     pipeline: Pipeline
@@ -83,13 +84,13 @@ class Service:
         *,
         settings: Settings,
         redis_url: str,
-        keyring: Keyring,
+        first: Tenant,
         judge: Judge,
         score: Score,
         scorer_ready: Callable[[], Awaitable[None]],
         meter: Meter,
     ) -> Service:
-        """Open the stores and put the parts together."""
+        """Open the stores and put the parts together; ``first`` is the tenant that is in no registry."""
         images = ImageStore.at(settings.store)
         results = ResultStore(
             redis_url,
@@ -102,7 +103,7 @@ class Service:
         )
         return cls(
             settings=settings,
-            keyring=keyring,
+            access=Access(first, results.tenants),
             images=images,
             results=results,
             pipeline=pipeline,
@@ -111,13 +112,6 @@ class Service:
             meter=meter,
             scorer_ready=scorer_ready,
         )
-
-    def tenant(self, authorization: str | None) -> str:
-        """The tenant whose API key is in an Authorization header; Unauthenticated without one."""
-        tenant = self.keyring.tenant(authorization)
-        if tenant is None:
-            raise Unauthenticated("Send your API key as 'Authorization: Bearer <key>'.")
-        return tenant
 
     def models(self) -> Models:
         """The models that judge photos now."""

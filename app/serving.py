@@ -33,8 +33,8 @@ from rich.markup import escape
 
 from app.judge import TableJudge
 from app.settings import Settings
+from app.stores.connection import check_server
 from app.stores.embedded import EmbeddedStore
-from app.stores.results import check_server
 from app.tenants.keys import api_key_of
 from models.build import BuildError, build_apart, is_built
 from models.manifest import load_manifest

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from rich.console import Console
 
-from app import cli, model_commands
+from app import cli, model_commands, tenant_commands
 from app.api.app import create_app
 from app.engines import Engine, create_engine
 from app.errors import FoodDXError
@@ -31,7 +31,7 @@ from app.service import Service
 from app.serving import free_port
 from app.settings import Settings
 from app.stores.embedded import EmbeddedStore
-from app.tenants.keys import Keyring
+from app.tenants.tenants import Tenant as TenantRecord
 from models.build import build
 from models.manifest import load_manifest
 from models.registry import DEFAULT
@@ -64,9 +64,10 @@ def fooddx(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[Any, str, str]]:
     """Run the command in this process: its exit status, standard output and standard error."""
-    for module in (cli, model_commands):
+    for module in (cli, model_commands, tenant_commands):
         monkeypatch.setattr(module, "OUT", Console(width=200, soft_wrap=True, highlight=False))
-        monkeypatch.setattr(module, "ERR", Console(width=200, stderr=True, soft_wrap=True, highlight=False))
+        console = Console(width=200, stderr=True, soft_wrap=True, highlight=False)
+        monkeypatch.setattr(module, "ERR", console, raising=False)
 
     def run(*arguments: object) -> tuple[Any, str, str]:
         status: Any
@@ -166,7 +167,7 @@ def make_local(
         service = Service.wire(
             settings=settings,
             redis_url=redis_url or store.url,
-            keyring=Keyring.of(API_KEY, tenant),
+            first=TenantRecord.first(API_KEY, tenant),
             judge=judge,
             score=scorer,
             scorer_ready=ready,

@@ -126,7 +126,8 @@ def test_every_command_and_option() -> None:
     documented = [call.split() for row in table(README, "## The command") for call in code(row[0])]
     commands = parsers(_parser())
     assert {words[1] for words in documented} == set(commands)
-    assert {words[2] for words in documented if words[1] == "model"} == set(parsers(commands["model"]))
+    for group in ("model", "tenant"):
+        assert {words[2] for words in documented if words[1] == group} == set(parsers(commands[group]))
     words = section(README, "## The command").partition("\n## ")[0]
     options = {option for p in commands.values() for a in p._actions for option in a.option_strings}
     assert {option for option in options - {"-h", "--help"} if option not in words} == set()
@@ -289,5 +290,5 @@ def test_every_key() -> None:
 def test_every_script_and_what_it_answers() -> None:
     documented = {code(row[0])[0]: set(code(row[2])) for row in table(KEYS, "## The scripts")}
     scripts = {f"app/stores/{path.name}": path for path in (ROOT / "app" / "stores").glob("*.lua")}
-    answers = {n: set(re.findall(r"return \{'(\w+)'", path.read_text())) for n, path in scripts.items()}
+    answers = {n: set(re.findall(r"(?:return|=) \{'(\w+)'", path.read_text())) for n, path in scripts.items()}
     assert documented == answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -9,8 +10,10 @@ import uuid_utils
 from fastapi import Depends, Header, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InvalidField
+from app.errors import InvalidField, RateLimited
+from app.stores.tenants import Allowance
 from app.telemetry import STAGES, Stages
+from app.tenants.access import Access
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -21,7 +24,8 @@ _LONGEST_BUDGET_MS = 60_000
 class RequestMiddleware:
     """Gives every request an id, the client's own where it is a plain one, and a clock for its stages.
 
-    The answer carries both: ``X-Request-Id``, and ``Server-Timing`` with the milliseconds of each stage.
+    The answer carries both: ``X-Request-Id``, and ``Server-Timing`` with the milliseconds of each stage; and
+    ``RateLimit-…`` where the tenant has a limit.
     """
 
     def __init__(self, app: ASGIApp, *, echo: bool = True) -> None:
@@ -38,13 +42,16 @@ class RequestMiddleware:
         usable = given if not self._echo else _REQUEST_ID.fullmatch(given)
         request_id = given if usable else uuid_utils.uuid7().hex
         stages = Stages()
-        scope.setdefault("state", {}).update(request_id=request_id, stages=stages)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, stages=stages, allowance=None)
 
         async def send_with_both(message: Message) -> None:
             if message["type"] == "http.response.start":
                 extra = [(b"x-request-id", request_id.encode())] if self._echo else []
                 if stages.seconds:
                     extra.append((b"server-timing", _server_timing(stages).encode()))
+                if state["allowance"]:
+                    extra += _rate_limit(state["allowance"])
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
@@ -53,6 +60,16 @@ class RequestMiddleware:
 
 def _server_timing(stages: Stages) -> str:
     return ", ".join(f"{s};dur={stages.seconds[s] * 1000:.1f}" for s in STAGES if s in stages.seconds)
+
+
+def _rate_limit(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+    """The fields of draft-ietf-httpapi-ratelimit-headers-07, of the limit that is nearest."""
+    values = {
+        b"ratelimit-limit": allowance.limit,
+        b"ratelimit-remaining": allowance.remaining,
+        b"ratelimit-reset": math.ceil(allowance.reset_s),
+    }
+    return [(name, str(value).encode()) for name, value in values.items()]
 
 
 def request_id_of(request: Request) -> str:
@@ -71,8 +88,15 @@ async def tenant_of(
 ) -> str:
     """The tenant whose API key came with the request."""
     with stages_of(request).timed("auth"):
-        tenant: str = request.app.state.service.tenant(authorization)
-    return tenant
+        access: Access = request.app.state.service.access
+        tenant, allowance = await access.enter(authorization)
+    request.state.allowance = allowance
+    if allowance and not allowance.allowed:
+        raise RateLimited(
+            f"As many requests as this key may make were made: {allowance.limit}.",
+            retry_after_s=allowance.reset_s,
+        )
+    return tenant.id
 
 
 Tenant = Annotated[str, Depends(tenant_of)]

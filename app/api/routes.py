@@ -30,6 +30,7 @@ from app.errors import (
     NeedsObjectStorage,
     NotFound,
     Overloaded,
+    RateLimited,
     ResultsUnavailable,
     ScorerUnavailable,
     Unauthenticated,
@@ -40,7 +41,9 @@ from app.schemas import Diary, Labels, Models, Result, ReviewIn, ReviewQueue, Sc
 from app.service import Service
 from app.telemetry import STAGES, logger
 
-router = APIRouter(prefix="/v1", responses=responses(Unauthenticated, FoodDXError))
+router = APIRouter(
+    prefix="/v1", responses=responses(Unauthenticated, RateLimited, ResultsUnavailable, FoodDXError)
+)
 health = APIRouter(tags=["health"])
 
 # UUIDs only: an id becomes part of a key, so its form is checked before anything else.
@@ -117,8 +120,8 @@ def _service(request: Request) -> Service:
         },
         **responses(
             InvalidRequest, NotFound, BodyTimeout, IdempotencyKeyReused, IdempotencyInFlight, BodyTooLarge,
-            UnsupportedMediaType, InvalidField, *with_subclasses(BadImage), Overloaded, NeedsObjectStorage,
-            ResultsUnavailable, ImagesUnavailable, ScorerUnavailable, DeadlineExceeded,
+            UnsupportedMediaType, InvalidField, *with_subclasses(BadImage), Overloaded, RateLimited,
+            NeedsObjectStorage, ResultsUnavailable, ImagesUnavailable, ScorerUnavailable, DeadlineExceeded,
         ),
     },
 )  # fmt: skip

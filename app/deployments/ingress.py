@@ -21,7 +21,8 @@ from app.messages import PhotoJob, Rejected, Scored
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import RayMeter, logger
-from app.tenants.keys import Keyring
+from app.tenants.access import REFRESH_EVERY_S
+from app.tenants.tenants import Tenant
 from models.manifest import ManifestError
 
 # By gRPC a message may have 4 MiB unless every node was told otherwise; larger photos go through the object
@@ -48,19 +49,20 @@ class IngressConfig(BaseModel):
 class Ingress:
     """One replica: an HTTP server of its own behind HAProxy, or fed by Serve's proxy."""
 
-    def __init__(self, settings: Settings, redis_url: SecretStr, keyring: Keyring, preprocessor: Any) -> None:
+    def __init__(self, settings: Settings, redis_url: SecretStr, first: Tenant, preprocessor: Any) -> None:
         self._small = preprocessor
         self._large = preprocessor.options(_by_reference=True)
         self._service = Service.wire(
             settings=settings,
             redis_url=redis_url.get_secret_value(),
-            keyring=keyring,
+            first=first,
             judge=TableJudge(settings.models, registry=settings.registry_dir),
             score=self._score,
             scorer_ready=self._scorer_ready,
             meter=RayMeter(),
         )
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        loop = asyncio.get_running_loop()
+        self._chores = [loop.create_task(self._sweep()), loop.create_task(self._follow_tenants())]
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application, made once the replica is."""
@@ -98,10 +100,15 @@ class Ingress:
             pass
         raise ScorerUnavailable("The models are not loaded yet.", retry_after_s=1)
 
+    async def _follow_tenants(self) -> None:
+        while True:
+            await self._service.access.refresh()
+            await asyncio.sleep(REFRESH_EVERY_S)
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
-            for tenant in set(self._service.keyring.tenants.values()):
+            for tenant in self._service.access.directory.ids:
                 with contextlib.suppress(FoodDXError):
                     if swept := await self._service.records.sweep(tenant):
                         logger.warning("swept photos without a result", extra={"photos": swept})

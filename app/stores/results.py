@@ -22,26 +22,17 @@ What changes several keys is a Lua script beside this file: one round trip, all 
 
 from __future__ import annotations
 
-import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-import redis as blocking_redis
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
-from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's own
-
-from app.errors import ResultsUnavailable
+from app.stores.connection import connect, reachable
+from app.stores.tenants import Tenants
 
 _SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt", "review")
-_SOCKET_TIMEOUT_S: Final = 0.5
-_CHECK_TIMEOUT_S: Final = 5.0
-_POOL_SIZE: Final = 64
 # How long whoever deletes a photo keeps others from storing it again, should they die meanwhile.
 _CLEANUP_MS: Final = 10_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -103,25 +94,19 @@ class Record:
 
 
 class ResultStore:
-    """The results of all tenants. Any failure of the server is ResultsUnavailable, in about a second."""
+    """The results of all tenants. Any failure of the server is ResultsUnavailable, in about a second.
+
+    Attributes:
+        tenants: who they are, in the same store.
+    """
 
     def __init__(self, url: str, *, dedupe_ms: int, idempotency_ms: int, claim_ms: int) -> None:
-        self._client = redis.Redis.from_pool(
-            redis.BlockingConnectionPool.from_url(
-                url,
-                max_connections=_POOL_SIZE,
-                timeout=_SOCKET_TIMEOUT_S,
-                socket_timeout=_SOCKET_TIMEOUT_S,
-                socket_connect_timeout=_SOCKET_TIMEOUT_S,
-                # A server that was restarted has dropped its connections. Every script may run twice with the
-                # same outcome, so one retry is safe. After a time-out there would be no budget left for one.
-                retry=Retry(ConstantBackoff(0.01), 1, (ConnectionError,)),
-            )
-        )
+        self._client = connect(url)
         self._dedupe_ms = dedupe_ms
         self._idempotency_ms = idempotency_ms
         self._claim_ms = claim_ms
         folder = Path(__file__).parent
+        self.tenants = Tenants(self._client)
         self._scripts = {n: self._client.register_script((folder / f"{n}.lua").read_text()) for n in _SCRIPTS}
 
     async def close(self) -> None:
@@ -130,7 +115,7 @@ class ResultStore:
 
     async def ping(self) -> None:
         """Raise ResultsUnavailable unless the server answers and takes writes."""
-        async with _reachable():
+        async with reachable():
             await self._client.set("fooddx:ready", b"1")
 
     async def begin(self, ticket: Ticket) -> Begun:
@@ -215,12 +200,12 @@ class ResultStore:
 
     async def forget_entry(self, tenant: str, user: str, result_id: str) -> None:
         """Take an id off a diary whose result is gone."""
-        async with _reachable():
+        async with reachable():
             await self._client.zrem(_keys(tenant).diary(user), result_id)
 
     async def forget_user(self, tenant: str, user: str) -> None:
         """Delete what is kept of a user beside their results; an empty diary is gone by itself."""
-        async with _reachable():
+        async with reachable():
             await self._client.delete(_keys(tenant).tip(user))
 
     async def stale_claims(self, tenant: str, before: datetime, limit: int = 100) -> list[str]:
@@ -238,7 +223,7 @@ class ResultStore:
 
     async def get(self, tenant: str, result_id: str) -> bytes | None:
         """A result as JSON, or None."""
-        async with _reachable():
+        async with reachable():
             return cast("bytes | None", await self._client.get(_keys(tenant).result(result_id)))
 
     async def get_many(self, tenant: str, result_ids: Sequence[str]) -> list[bytes]:
@@ -246,7 +231,7 @@ class ResultStore:
         if not result_ids:
             return []
         key = _keys(tenant)
-        async with _reachable():
+        async with reachable():
             found = cast(
                 "list[bytes | None]",
                 await self._client.mget([key.result(result_id) for result_id in result_ids]),
@@ -281,7 +266,7 @@ class ResultStore:
         Returns:
             Each id with its place, a positive number that no other label has: see review.lua.
         """
-        async with _reachable():
+        async with reachable():
             found = await self._client.zrange(
                 _keys(tenant).labels, f"({after}", "+inf",
                 byscore=True, offset=0, num=limit, withscores=True,
@@ -290,34 +275,18 @@ class ResultStore:
 
     async def _members(self, key: str, start: str, end: str, limit: int, **order: bool) -> list[str]:
         """Members of a sorted set; ``limit`` -1 for all."""
-        async with _reachable():
+        async with reachable():
             found = await self._client.zrange(key, start, end, offset=0, num=limit, **order)  # type: ignore[arg-type]
         return [member.decode() for member in cast("list[bytes]", found)]
 
     async def _run(self, name: str, keys: Iterable[str], args: Iterable[str | bytes | int]) -> list[bytes]:
-        async with _reachable():
+        async with reachable():
             return cast("list[bytes]", await self._scripts[name](keys=list(keys), args=list(args)))
-
-
-def check_server(url: str) -> None:
-    """Ask a server once, from code that is not async; redis.RedisError when it does not answer."""
-    with blocking_redis.Redis.from_url(
-        url, socket_timeout=_CHECK_TIMEOUT_S, socket_connect_timeout=_CHECK_TIMEOUT_S
-    ) as client:
-        client.ping()
 
 
 def id_floor(moment: datetime) -> str:
     """The least UUIDv7 of a moment (RFC 9562: its first 48 bits are Unix milliseconds)."""
     return str(uuid.UUID(int=(moment - _EPOCH) // timedelta(milliseconds=1) << 80))
-
-
-@contextlib.asynccontextmanager
-async def _reachable() -> AsyncIterator[None]:
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise ResultsUnavailable(retry_after_s=1) from error
 
 
 @dataclass(frozen=True, slots=True)

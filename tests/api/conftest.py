@@ -1,7 +1,6 @@
 """The service in this process, called as a client would, with every answer held against the contract."""
 
 import asyncio
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -10,11 +9,14 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+import redis
 from fastapi import FastAPI
 
 from app.api.app import create_app
 from app.schemas import Problem
-from app.tenants.keys import Keyring, hash_key
+from app.stores.embedded import EmbeddedStore
+from app.stores.tenants import TENANTS, TenantAdmin
+from app.tenants.tenants import Tenant as TenantRecord
 from tests.conftest import API_KEY, Local
 
 OTHER_KEY = "fdx_key-of-another-tenant-0123456789"
@@ -46,7 +48,7 @@ class Api:
 
     @property
     def tenant(self) -> str:
-        return self.local.service.tenant(f"Bearer {API_KEY}")
+        return self.local.service.access.directory.ids[-1]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` in the service's loop."""
@@ -164,7 +166,7 @@ def is_problem(response: httpx.Response, status: int, code: str) -> Problem:
 
 
 @pytest.fixture
-def make_api(make_local: Callable[..., Local]) -> Iterator[Callable[..., Api]]:
+def make_api(make_local: Callable[..., Local], store: EmbeddedStore) -> Iterator[Callable[..., Api]]:
     """Make an Api with some settings changed; ``keys`` are further API keys and whose they are."""
     made: list[Api] = []
     with asyncio.Runner() as runner:
@@ -174,16 +176,17 @@ def make_api(make_local: Callable[..., Local]) -> Iterator[Callable[..., Api]]:
                 return make_local(**changes)
 
             found = runner.run(local())
-            if keys:
-                hashed = {hash_key(key): tenant for key, tenant in keys.items()}
-                ring = Keyring(found.service.keyring.tenants | hashed)
-                found.service = dataclasses.replace(found.service, keyring=ring)
+            with TenantAdmin(store.url) as admin:
+                for key, tenant in (keys or {}).items():
+                    admin.put(TenantRecord.first(key, tenant))
             made.append(Api(runner, found))
             return made[-1]
 
         yield make
         for api in made:
             runner.run(api.close())
+        with redis.Redis.from_url(store.url) as client:  # the next test's keys are the same
+            client.delete(TENANTS)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ CODES = {
     "image_too_many_pixels": (422, False),
     "image_too_few_pixels": (422, False),
     "overloaded": (429, True),
+    "rate_limited": (429, True),
     "needs_object_storage": (501, False),
     "results_unavailable": (503, True),
     "images_unavailable": (503, True),

@@ -1,4 +1,4 @@
-"""API keys: one per data folder, whoever comes first, and a ring that holds no key."""
+"""API keys: one per data folder, whoever comes first."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from app.tenants.keys import DEFAULT_TENANT, Keyring, ensure_api_key, hash_key
+from app.tenants.keys import ensure_api_key
 
 KEY = "fdx_a-key-that-is-long-enough"
-RING = Keyring({hash_key(KEY): "a", hash_key("fdx_another-key-of-another-one"): "b"})
-words = st.text(min_size=1).filter(lambda text: text.strip() not in ("", KEY))
 
 
 class TestTheKeyOfAFolder:
@@ -83,39 +77,3 @@ class TestTheKeyOfAFolder:
             with starter:
                 keys.add(starter.stdout.read())
         assert keys == {ensure_api_key(tmp_path)}
-
-
-class TestTheRing:
-    def test_knows_whose_a_key_is(self):
-        assert RING.tenant(f"Bearer {KEY}") == "a"
-        assert RING.tenant("Bearer fdx_another-key-of-another-one") == "b"
-        assert Keyring.of(KEY).tenant(f"Bearer {KEY}") == DEFAULT_TENANT
-        assert Keyring.of(KEY, "mine").tenant(f"Bearer {KEY}") == "mine"
-
-    @pytest.mark.parametrize(
-        "header", [f"bearer {KEY}", f"BEARER {KEY}", f"Bearer  {KEY} ", f"Bearer {KEY}\t"]
-    )
-    def test_is_easy_about_case_and_space(self, header):
-        assert RING.tenant(header) == "a"
-
-    @pytest.mark.parametrize(
-        "header",
-        [None, "", "Bearer", "Bearer ", "Bearer   ", KEY, f"Basic {KEY}", f"Bearer{KEY}", f"Bearer {KEY} x",
-         f"Bearer {KEY.upper()}", f"Bearer {hash_key(KEY)}", f"Bearer, {KEY}", "Bearer \u00fc\u4f60"],
-    )  # fmt: skip
-    def test_knows_nobody_without_a_key(self, header):
-        assert RING.tenant(header) is None
-
-    @given(words)
-    def test_knows_no_other_key(self, given_key: str):
-        assert RING.tenant(f"Bearer {given_key}") is None
-
-    @given(st.text())
-    def test_survives_any_header(self, header: str):
-        assert RING.tenant(header) in (None, "a", "b")
-
-    def test_that_is_empty_knows_nobody(self):
-        assert Keyring({}).tenant(f"Bearer {KEY}") is None
-
-    def test_holds_no_key(self):
-        assert KEY not in repr(RING)
