@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Models to run over every photo, comma-separated; empty: the promoted one, "
-        "else `meals-lite0`",
+        "else `meals-lite2`",
     )
     scorer_threads: int = Field(default=1, ge=1, le=64, description="CPU threads of one scorer replica")
     ingress_replicas: int = Field(default=1, ge=1, description="Replicas of the HTTP ingress")

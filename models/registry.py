@@ -37,7 +37,7 @@ from models.manifest import (
     read_manifest,
 )
 
-DEFAULT = "meals-lite0"
+DEFAULT = "meals-lite2"
 """What serves until something else is promoted."""
 
 _SERVING = "serving.json"

@@ -94,7 +94,7 @@ def test_a_key_that_others_could_read(monkeypatch, tmp_path):
 def test_models_that_are_built_or_not_or_do_not_exist(monkeypatch, tmp_path, models_dir):
     assert "will be built" in finding("models").words
     (tmp_path / "models").symlink_to(models_dir)
-    assert finding("models").words == "meals-lite0, version 1, built"
+    assert finding("models").words == "meals-lite2, version 1, built"
     monkeypatch.setenv("FOODDX_MODELS", "imagenet-lite9")
     found = finding("models")
     assert not found.fine

@@ -270,7 +270,7 @@ def test_a_rollback_undoes_the_promotion_and_follows_up_alike(fooddx, registry, 
 def test_nothing_to_go_back_to(fooddx, data_dir):
     status, _, err = fooddx("model", "rollback")
     assert status == 1
-    assert "nothing served before meals-lite0" in err
+    assert "nothing served before meals-lite2" in err
 
 
 # list, explain, labels
