@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 UV := 0.13.9
 LOCK_HEADER := \# Every package this project installs, pinned by version and hash. Made by 'make lock'; do not edit.
 
-.PHONY: run test lint format train evaluate lock clean help
+.PHONY: run test lint format train evaluate lambda bench-decryptor lock clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,10 +29,16 @@ format: $(INSTALLED) ## Put the code into its one format
 
 train: $(INSTALLED) ## Train the default model anew on labelled photos: DATA=folder, hours on a CPU; OPTIONS='--epochs 12'
 	@test -n "$(DATA)" || { echo "Say which photos: make train DATA=folder. docs/models.md says what may be in it"; exit 2; }
-	@$(BIN)/python -m models.train "$(DATA)" --name meals-lite0 --base imagenet-lite0 --epochs 12 $(OPTIONS)
+	@$(BIN)/python -m models.train "$(DATA)" --name meals-lite2 --base imagenet-lite2 --input 224 --epochs 30 $(OPTIONS)
 
 evaluate: $(INSTALLED) ## Measure the models: on DATA=folder of labelled photos, else on photos from public packages
 	@$(BIN)/python -m models.evaluate $(if $(DATA),--data "$(DATA)") $(OPTIONS)
+
+lambda: $(INSTALLED) ## Build the credential decryptor for AWS Lambda: build/decryptor.zip
+	@$(BIN)/python -m app.tenants.package build/decryptor.zip --python 3.13 --arch arm64
+
+bench-decryptor: $(INSTALLED) ## Measure its cold starts under Lambda's runtime emulator
+	@$(BIN)/python -m loadtests.decryptor --cold 20 $(OPTIONS)
 
 # Pins that still fit stay; UPGRADE=1 takes the newest of everything. An address in the lock would tie it to one index.
 lock: ## Write requirements.lock anew from pyproject.toml

@@ -13,6 +13,7 @@ is always safe to show, and whether the same request may simply be sent again::
     │   ├── IdempotencyKeyReused     409 idempotency_key_reused
     │   ├── IdempotencyInFlight      409 idempotency_in_flight    retry
     │   ├── AlreadyDecided           409 already_decided
+    │   ├── ImageConflict                409 image_conflict
     │   ├── BodyTooLarge             413 body_too_large
     │   ├── UnsupportedMediaType     415 unsupported_media_type
     │   └── InvalidField             422 invalid_field
@@ -100,6 +101,12 @@ class AlreadyDecided(InvalidRequest):
     """A review for a photo that holds no food, and so has no score to correct."""
 
     status, code, title = 409, "already_decided", "This photo cannot be reviewed"
+
+
+class ImageConflict(InvalidRequest):
+    """The object store holds another object under this photo's key."""
+
+    status, code, title = 409, "image_conflict", "Something else is stored in this photo's place"
 
 
 class BodyTooLarge(InvalidRequest):

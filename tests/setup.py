@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tests import corpus
 from tests.chromium import find_chromium
+from tests.stores import emulators
 
 CONSOLE = Console(stderr=True)
 
@@ -18,6 +19,8 @@ CONSOLE = Console(stderr=True)
 def main() -> int:
     """Fetch and install what is missing; 0 when everything is there."""
     corpus.fetch()
+    CONSOLE.print("Object stores that check signatures, for the tests of S3")
+    emulators.install()
     return 0 if _chromium() else 1
 
 

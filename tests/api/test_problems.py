@@ -23,6 +23,7 @@ CODES = {
     "idempotency_key_reused": (409, False),
     "idempotency_in_flight": (409, True),
     "already_decided": (409, False),
+    "image_conflict": (409, False),
     "body_too_large": (413, False),
     "unsupported_media_type": (415, False),
     "invalid_field": (422, False),

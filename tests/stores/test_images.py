@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ImagesUnavailable, NotFound
-from app.stores.images import ImageStore, image_key
+from app.errors import BodyTooLarge, ImagesUnavailable, NeedsObjectStorage, NotFound
+from app.stores import images as images_module
+from app.stores.images import ImageStore, image_key, is_plain, read_object
+from app.stores.uploads import upload_form
 from tests.photos import coffee_jpeg
 
 KEY = image_key("tenant", "5a" * 32)
@@ -93,6 +97,72 @@ def test_a_key_belongs_to_one_tenant_and_one_content(one: str, two: str):
     assert (image_key("a", one) == image_key("a", two)) == (one == two)
     assert image_key("a", one) != image_key("b", one)
     assert image_key("a", one).startswith("a/")
+
+
+class TestFetching:
+    def test_tells_what_was_read(self, images):
+        async def story() -> None:
+            before = datetime.now(UTC)
+            await images.put(KEY, b"photo")
+            fetched = await images.fetch(KEY, 5)
+            assert fetched.data == b"photo"
+            assert fetched.stored == await images.head(KEY)
+            assert fetched.stored.size == 5
+            assert abs((fetched.stored.modified - before).total_seconds()) < 60
+            await images.put(KEY, b"other")
+            assert (await images.head(KEY)).etag != fetched.stored.etag
+
+        asyncio.run(story())
+
+    def test_stops_where_there_is_more_than_asked_for(self, images):
+        async def story() -> None:
+            await images.put(KEY, b"photo")
+            with pytest.raises(BodyTooLarge, match="more than 4 bytes"):
+                await images.fetch(KEY, 4)
+
+        asyncio.run(story())
+
+    def test_what_is_missing_is_not_found(self, images):
+        for ask in (images.fetch, images.head):
+            with pytest.raises(NotFound):
+                asyncio.run(ask(KEY))
+
+    @pytest.mark.parametrize(("declared", "read"), [(10**9, 0), (3, 3)])
+    def test_believes_no_size(self, monkeypatch, declared: int, read: int):
+        """Declared too large: nothing is read. Declared small, and endless: no more than the cap."""
+        served: list[bytes] = []
+
+        class Answer:
+            meta = MappingProxyType(
+                {"size": declared, "e_tag": "", "version": None, "last_modified": datetime.now(UTC)}
+            )
+
+            async def stream(self, min_chunk_size: int) -> AsyncIterator[bytes]:
+                while True:
+                    served.append(b"xx")
+                    yield served[-1]
+
+        async def get_async(store: object, key: str) -> Answer:
+            return Answer()
+
+        monkeypatch.setattr(images_module.obstore, "get_async", get_async)
+        with pytest.raises(BodyTooLarge):
+            asyncio.run(read_object(None, KEY, 5))
+        assert len(served) == read
+
+    @pytest.mark.parametrize("key", ["", "/", "/a", "a/", "a//b", "a/../b", "../a", "a/./b", "a\nb", "a\0b"])
+    def test_a_key_that_a_store_would_tidy_up_leads_nowhere(self, images, folder, key: str):
+        assert not is_plain(key)
+        for call in (images.get(key), images.head(key), images.put(key, b"photo")):
+            with pytest.raises(NotFound):
+                asyncio.run(call)
+        asyncio.run(images.delete(key))
+        assert files(folder) == set()
+
+    def test_a_form_to_upload_with_needs_a_bucket(self, images):
+        form = upload_form(images, "a/b", media_type="image/jpeg", max_bytes=1, now=datetime.now(UTC))
+        with pytest.raises(NeedsObjectStorage):
+            asyncio.run(form)
 
 
 class TestTheFolder:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from app.tenants.envelope import is_tenant
 from app.tenants.keys import hash_key
 from app.tenants.tenants import DEFAULT_TENANT, Directory, Tenant
 
@@ -94,6 +95,15 @@ class TestRotation:
 def test_a_disabled_tenant_has_no_key():
     disabled = Tenant.first(KEY, "a").model_copy(update={"disabled": True})
     assert owner(bearer(KEY), Directory([disabled])) is None
+
+
+@given(st.text(max_size=70) | st.from_regex(r"[a-z0-9-]{1,66}", fullmatch=True))
+def test_ids_are_those_that_credentials_are_sealed_for(tenant_id: str):
+    try:
+        fits = Tenant.first(KEY, tenant_id).id == tenant_id
+    except ValidationError:
+        fits = False
+    assert is_tenant(tenant_id) == fits
 
 
 @pytest.mark.parametrize(
