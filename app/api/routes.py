@@ -24,6 +24,7 @@ from app.errors import (
     FoodDXError,
     IdempotencyInFlight,
     IdempotencyKeyReused,
+    ImageConflict,
     ImagesUnavailable,
     InvalidField,
     InvalidRequest,
@@ -119,9 +120,10 @@ def _service(request: Request) -> Service:
             },
         },
         **responses(
-            InvalidRequest, NotFound, BodyTimeout, IdempotencyKeyReused, IdempotencyInFlight, BodyTooLarge,
-            UnsupportedMediaType, InvalidField, *with_subclasses(BadImage), Overloaded, RateLimited,
-            NeedsObjectStorage, ResultsUnavailable, ImagesUnavailable, ScorerUnavailable, DeadlineExceeded,
+            InvalidRequest, NotFound, BodyTimeout, IdempotencyKeyReused, IdempotencyInFlight, ImageConflict,
+            BodyTooLarge, UnsupportedMediaType, InvalidField, *with_subclasses(BadImage), Overloaded,
+            RateLimited, NeedsObjectStorage, ResultsUnavailable, ImagesUnavailable, ScorerUnavailable,
+            DeadlineExceeded,
         ),
     },
 )  # fmt: skip
