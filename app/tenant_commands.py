@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import redis
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -71,7 +72,7 @@ def _store(settings: Settings) -> Iterator[str]:
     store = EmbeddedStore(settings.data_dir / "valkey")
     try:
         check_server(store.url)
-    except Exception:  # noqa: BLE001 - whatever it is, no service is there
+    except redis.RedisError:  # no service runs it
         with store:
             yield store.url
     else:

@@ -29,7 +29,8 @@ def connect(url: str) -> redis.Redis:
             socket_timeout=_SOCKET_TIMEOUT_S,
             socket_connect_timeout=_SOCKET_TIMEOUT_S,
             # A server that was restarted has dropped its connections. Every script may run twice with the
-            # same outcome, so one retry is safe. After a time-out there would be no budget left for one.
+            # same outcome (admit.lua counts twice), so one retry is safe. After a time-out there would be no
+            # budget left for one.
             retry=Retry(ConstantBackoff(0.01), 1, (ConnectionError,)),
         )
     )
