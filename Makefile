@@ -6,13 +6,16 @@ INSTALLED := $(VENV)/.installed
 UV := 0.13.9
 LOCK_HEADER := \# Every package this project installs, pinned by version and hash. Made by 'make lock'; do not edit.
 
-.PHONY: run test lint format train evaluate lambda bench-decryptor lock clean help
+.PHONY: run run-aws test lint format train evaluate lambda bench-decryptor lock clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 run: $(INSTALLED) ## Set up what is missing and serve on http://127.0.0.1:8000 until Ctrl-C
 	@exec $(BIN)/fooddx serve
+
+run-aws: $(INSTALLED) ## The same with all of AWS, emulated on this machine: buckets, queue, keys, two tenants
+	@exec $(BIN)/python -m loadtests.aws
 
 test: $(INSTALLED) ## Set up what is missing and run every test, the browser's included
 	@$(BIN)/python -m tests.setup

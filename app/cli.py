@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.client import Client, Outcome, ServiceError
+from app.credential_commands import add_credential_commands
 from app.model_commands import CommandError, add_model_commands
 from app.settings import SettingsError, load_settings
 from app.tenant_commands import add_tenant_commands
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_model_commands(commands, remote)
     add_tenant_commands(commands)
+    add_credential_commands(commands)
     return parser
 
 

@@ -28,6 +28,8 @@ is always safe to show, and whether the same request may simply be sent again::
     ├── NeedsObjectStorage           501 needs_object_storage
     ├── ResultsUnavailable           503 results_unavailable      retry
     ├── ImagesUnavailable            503 images_unavailable       retry
+    ├── CredentialsUnavailable       503 credentials_unavailable  retry
+    ├── QueueUnavailable             503 queue_unavailable        retry
     ├── ScorerUnavailable            503 scorer_unavailable       retry
     └── DeadlineExceeded             504 deadline_exceeded        retry
 
@@ -176,7 +178,7 @@ class RateLimited(Overloaded):
 
 
 class NeedsObjectStorage(FoodDXError):
-    """A call that only makes sense when photos live in S3."""
+    """A presigned upload where photos are kept in a folder."""
 
     status, code, title = 501, "needs_object_storage", "This call needs S3 as the object store"
 
@@ -191,6 +193,19 @@ class ImagesUnavailable(FoodDXError):
     """The object store cannot be reached; nothing was acknowledged."""
 
     status, code, title, retryable = 503, "images_unavailable", "The image store cannot be reached", True
+
+
+class CredentialsUnavailable(FoodDXError):
+    """The tenant's credentials cannot be opened, so neither can its store; nothing was acknowledged."""
+
+    status, code, retryable = 503, "credentials_unavailable", True
+    title = "The tenant's credentials cannot be opened"
+
+
+class QueueUnavailable(FoodDXError):
+    """The intake's queue cannot be reached; nothing was acknowledged."""
+
+    status, code, title, retryable = 503, "queue_unavailable", "The intake queue cannot be reached", True
 
 
 class ScorerUnavailable(FoodDXError):

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 import hashlib
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import ScorerUnavailable
 from app.food.assessment import Assessment, Evidence, Thresholds, combine, read
-from app.food.foods import Food
+from app.food.foods import Food, TableError
 from app.food.tips import Tip, TipContext, load_tips, rank
 from app.messages import Scored
 from app.schemas import FoodOut, ModelOut, ModelRef, Models, Profile
-from models.manifest import TABLES, Manifest, load_catalogue, load_manifest
+from app.telemetry import logger
+from models.manifest import TABLES, Manifest, ManifestError, load_catalogue, load_manifest
+
+# A judge holds the tables of its models, about a megabyte.
+_JUDGES_KEPT: Final = 64
 
 
 class _Reader:
@@ -138,3 +145,46 @@ class TableJudge:
                 for reader in self._readers
             ),
         )
+
+
+class Judges:
+    """Each tenant's judge: of the models that serve, or of those that are the tenant's own.
+
+    Attributes:
+        serving: of everybody who has no models of its own; may be replaced while requests run.
+    """
+
+    def __init__(
+        self,
+        serving: TableJudge,
+        models_of: Callable[[str], tuple[str, ...]],
+        *,
+        registry: Path | None = None,
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            serving: see above.
+            models_of: by tenant's id, the models of its own, or none.
+            registry: folder of the registered models.
+        """
+        self.serving = serving
+        self._models_of = models_of
+        self._read = functools.lru_cache(maxsize=_JUDGES_KEPT)(
+            functools.partial(TableJudge, registry=registry)
+        )
+
+    async def of(self, tenant: str) -> TableJudge:
+        """The tenant's judge.
+
+        Raises:
+            ScorerUnavailable: its models are not on this node, or cannot be read.
+        """
+        models = self._models_of(tenant)
+        if not models or models == self.serving.models:
+            return self.serving
+        try:
+            return await asyncio.to_thread(self._read, models)
+        except (ManifestError, TableError):
+            logger.exception("models cannot be loaded", extra={"models": list(models)})
+            raise ScorerUnavailable("The models of this tenant are not here yet.", retry_after_s=1) from None

@@ -52,6 +52,7 @@ def main() -> None:
     settings = Settings.model_validate_json(sys.stdin.readline())
     needed = settings.ingress_replicas + settings.preprocessor_replicas
     needed += settings.scorer_replicas * settings.scorer_threads
+    needed += settings.intake_replicas if settings.queue else 0
     # Not Ray's usual folder, where its commands look for a cluster to join; and closed to other users, to
     # whom Ray would open it.
     folder = private_folder(Path(tempfile.gettempdir()) / f"fooddx-{os.getuid()}") / "ray"

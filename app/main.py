@@ -1,5 +1,7 @@
 """The graph: Ingress → Preprocessor → Scorer, three deployments chained by handles.
 
+With a queue, the Intake is a second way in.
+
 ``serve run app.main:build`` runs it on one machine, ``serve deploy serve_config.yaml`` on a cluster, and
 ``fooddx serve`` (``make run``) adds the set-up around it. Arguments are those of app/settings.py.
 """
@@ -19,6 +21,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from app.deployments.ingress import Ingress
+from app.deployments.intake import STOP_S, Intake
 from app.deployments.preprocessor import Preprocessor
 from app.deployments.scorer import ModelHome, Scorer
 from app.engines import Device
@@ -105,6 +108,31 @@ def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
         scorer,
     )
 
+    way_in = (
+        settings.without_secrets(),
+        settings.redis_url,
+        Tenant.first(api_key_of(settings)),
+        preprocessor,
+    )
+    judged_by = {"thresholds": {}, "models": list(models)}
+    beside = []
+    if settings.queue:
+        intake = _lasting(
+            Intake,
+            settings,
+            name="Intake",
+            num_replicas=settings.intake_replicas,
+            # Nobody calls it.
+            max_ongoing_requests=1,
+            max_queued_requests=1,
+            ray_actor_options={"num_cpus": 0.2},
+            user_config=judged_by,
+            # A poll that is under way, then the photos in hand, then what is given back.
+            graceful_shutdown_timeout_s=2 * STOP_S,
+            **common,
+        )
+        beside.append(intake.bind(*way_in))
+
     return _lasting(
         Ingress,
         settings,
@@ -116,11 +144,11 @@ def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
         max_queued_requests=settings.max_in_flight,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 0.2},
-        user_config={"thresholds": {}, "models": list(models)},
+        user_config=judged_by,
         # Longer than the two behind it: its requests wait for theirs.
         graceful_shutdown_timeout_s=20,
         **common,
-    ).bind(settings.without_secrets(), settings.redis_url, Tenant.first(api_key_of(settings)), preprocessor)
+    ).bind(*way_in, *beside)
 
 
 def _lasting(body: type, settings: Settings, **options: Any) -> Deployment:

@@ -1,6 +1,6 @@
 """One photo's way: seen before? → store and score → result → written.
 
-For whoever brings the photo: HTTP today, a queue or a job tomorrow. Nothing here knows of HTTP or Ray.
+For whoever brings the photo: HTTP, the queue. Nothing here knows of HTTP, queues or Ray.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from app.errors import (
     FoodDXError,
     IdempotencyInFlight,
     IdempotencyKeyReused,
+    ImageConflict,
+    ImagesUnavailable,
     NotFound,
     ScorerUnavailable,
     by_code,
@@ -39,6 +41,8 @@ _RETRY_WAIT_S: Final = 0.02
 
 T = TypeVar("T")
 Score = Callable[[PhotoJob], Awaitable[Scored | Rejected]]
+Images = Callable[[str], Awaitable[ImageStore]]
+"""The image store of a tenant."""
 
 
 class Judge(Protocol):
@@ -77,6 +81,7 @@ class Photo:
         profile: for whom the tip is.
         idempotency_key: of the request, or None.
         request_id: for the logs.
+        result_id: the id that its result was promised, UUIDv7; None: a new one.
     """
 
     data: bytes
@@ -85,6 +90,7 @@ class Photo:
     profile: Profile
     idempotency_key: str | None = None
     request_id: str = "-"
+    result_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +99,7 @@ class _Request:
 
     photo: Photo
     ticket: Ticket
+    images: ImageStore
     judge: Judge
     stages: Stages
     deadline: float
@@ -106,15 +113,19 @@ class _Request:
 
 
 class Pipeline:
-    """The way of one photo over the given stores and scorer."""
+    """The way of one photo over the given stores and scorer.
+
+    Attributes:
+        budget_s: seconds that a photo may take.
+    """
 
     def __init__(
         self,
         *,
-        images: ImageStore,
+        images: Images,
         results: ResultStore,
         score: Score,
-        judge: Judge,
+        judge: Callable[[str], Awaitable[Judge]],
         budget_s: float,
         meter: Meter,
     ) -> None:
@@ -122,18 +133,9 @@ class Pipeline:
         self._results = results
         self._score = score
         self._judge = judge
-        self._budget_s = budget_s
+        self.budget_s = budget_s
         self._meter = meter
         self._cleanups: set[asyncio.Task[None]] = set()
-
-    @property
-    def judge(self) -> Judge:
-        """What turns probabilities into results now; may be replaced while requests run."""
-        return self._judge
-
-    @judge.setter
-    def judge(self, judge: Judge) -> None:
-        self._judge = judge
 
     async def run(self, photo: Photo, stages: Stages, budget_s: float | None = None) -> bytes:
         """Score ``photo`` and write the result.
@@ -144,30 +146,25 @@ class Pipeline:
             budget_s: seconds the caller waits; at most the configured budget counts.
 
         Returns:
-            The Result as JSON. When this returns, the photo is stored and the result is written.
+            The Result as JSON. When this returns, the photo is stored and the result is written. Of two
+            photos that were promised the same id, both get the result of the first.
 
         Raises:
             FoodDXError: one of the tree; nothing was acknowledged. Nothing is left behind either; or, when
                 the last write crossed the deadline, a whole result, which the same Idempotency-Key finds.
         """
-        recognise(photo.data)  # what is no image at all is told so before it costs anybody anything
-        budget_s = min(budget_s or self._budget_s, self._budget_s)
-        judge = self._judge
-        ticket = Ticket(
-            tenant=photo.tenant,
-            sha256=photo.sha256,
-            revision=judge.revision,
-            token=uuid_utils.uuid4().hex,
-            idempotency_key=photo.idempotency_key,
-            fingerprint=_fingerprint(photo) if photo.idempotency_key else "",
-        )
-        request = _Request(photo, ticket, judge, stages, time.time() + budget_s)
         started = time.perf_counter()
+        recognise(photo.data)  # what is no image at all is told so before it costs anybody anything
+        budget_s = min(budget_s or self.budget_s, self.budget_s)
+        deadline = time.time() + budget_s
+        request: _Request | None = None
         try:
             async with asyncio.timeout(budget_s):
+                request = await self._request(photo, stages, deadline)
                 body = await self._run(request)
         except BaseException as error:
-            self._in_background(self._abandon(request))
+            if request:
+                self._in_background(self._abandon(request))
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
                     f"The photo could not be scored within {budget_s * 1000:.0f} ms.", retry_after_s=1
@@ -177,6 +174,18 @@ class Pipeline:
         for stage, seconds in stages.seconds.items():
             self._meter.add("fooddx_stage_seconds", seconds, stage=stage)
         return body
+
+    async def _request(self, photo: Photo, stages: Stages, deadline: float) -> _Request:
+        judge = await self._judge(photo.tenant)
+        ticket = Ticket(
+            tenant=photo.tenant,
+            sha256=photo.sha256,
+            revision=judge.revision,
+            token=uuid_utils.uuid4().hex,
+            idempotency_key=photo.idempotency_key,
+            fingerprint=_fingerprint(photo) if photo.idempotency_key else "",
+        )
+        return _Request(photo, ticket, await self._images(photo.tenant), judge, stages, deadline)
 
     async def _run(self, request: _Request) -> bytes:
         while True:
@@ -211,7 +220,7 @@ class Pipeline:
     async def _score_claimed(self, request: _Request) -> bytes:
         """Store and score at the same time; the caller holds the claim on this photo."""
         photo, stages = request.photo, request.stages
-        put = request.write(self._put(photo, stages))
+        put = request.write(self._put(request))
         job = PhotoJob(photo.data, request.judge.models, request.deadline, photo.request_id)
         scored = await self._score_with_retry(job)
         stages.add("decode", scored.decode_s)
@@ -223,9 +232,10 @@ class Pipeline:
             raise ScorerUnavailable("The photo took too long; nothing was kept.", retry_after_s=1)
         return body
 
-    async def _put(self, photo: Photo, stages: Stages) -> None:
-        with stages.timed("store"):
-            await self._images.put(image_key(photo.tenant, photo.sha256), photo.data)
+    async def _put(self, request: _Request) -> None:
+        photo = request.photo
+        with request.stages.timed("store"):
+            await request.images.put(image_key(photo.tenant, photo.sha256), photo.data)
 
     async def _score_with_retry(self, job: PhotoJob) -> Scored:
         # A replica that dies takes its photos with it. Scoring has no effect, so trying once more is safe,
@@ -270,8 +280,8 @@ class Pipeline:
     async def _answer(self, request: _Request, analysis: Analysis, *, reused: bool) -> bytes | None:
         """Pick the tip, write the result; None when what it rests on is gone."""
         profile = request.photo.profile
-        uuid = uuid_utils.uuid7()
-        result_id = str(uuid)
+        result_id = request.photo.result_id or str(uuid_utils.uuid7())
+        made_ms = uuid_utils.UUID(result_id).timestamp
         with request.stages.timed("tip"):
             tips = _tips(request.judge, analysis, profile, result_id)
         bodies = [
@@ -289,7 +299,7 @@ class Pipeline:
                 model=analysis.model,
                 user=profile.user,
                 # The moment in the id, by which the diary finds what belongs to a day.
-                created_at=datetime.fromtimestamp(uuid.timestamp / 1000, UTC),
+                created_at=datetime.fromtimestamp(made_ms / 1000, UTC),
             )
             .model_dump_json()
             .encode()
@@ -315,12 +325,17 @@ class Pipeline:
 
     async def _abandon(self, request: _Request) -> None:
         """Leave nothing of a failed request behind. What cannot be undone now, the sweep will find."""
-        await asyncio.gather(*request.writes, return_exceptions=True)
+        outcomes = await asyncio.gather(*request.writes, return_exceptions=True)
         photo, ticket = request.photo, request.ticket
         try:
             if token := await self._results.abandon(ticket):
-                await self._images.delete(image_key(photo.tenant, photo.sha256))
-                await self._results.release(photo.tenant, photo.sha256, token)
+                # What is in the photo's place and is not the photo, is not ours to delete.
+                if not any(isinstance(outcome, ImageConflict) for outcome in outcomes):
+                    await request.images.delete(image_key(photo.tenant, photo.sha256))
+                late = request.images.lands_late and any(
+                    isinstance(outcome, ImagesUnavailable) for outcome in outcomes
+                )
+                await self._results.release(photo.tenant, photo.sha256, token, look_again=late)
         except FoodDXError as error:
             logger.warning("cleanup postponed", extra={"request_id": photo.request_id, "code": error.code})
 

@@ -8,11 +8,13 @@ from zoneinfo import ZoneInfo
 
 import uuid_utils
 
-from app.errors import AlreadyDecided, FoodDXError, ImagesUnavailable, NotFound
-from app.schemas import DayMean, Diary, Label, Labels, Result, Review, ReviewIn, ReviewQueue
-from app.stores.images import ImageStore, image_key
+from app.errors import AlreadyDecided, FoodDXError, ImagesUnavailable, NotFound, by_code
+from app.pipeline import Images
+from app.schemas import DayMean, Diary, Job, Label, Labels, Result, Review, ReviewIn, ReviewQueue
+from app.stores.images import image_key
 from app.stores.results import ResultStore
 from app.telemetry import Meter, logger
+from app.tenants.places import upload_key
 
 # Far longer than any claim lasts, so that the sweep never meets a request that is still alive.
 SWEEP_AGE = timedelta(minutes=10)
@@ -24,7 +26,7 @@ _BUSY_WAIT_S = 0.05
 class Records:
     """A tenant's results. Unknown ids, and ids of another tenant, are NotFound alike."""
 
-    def __init__(self, images: ImageStore, results: ResultStore, meter: Meter) -> None:
+    def __init__(self, images: Images, results: ResultStore, meter: Meter) -> None:
         self._images = images
         self._results = results
         self._meter = meter
@@ -36,10 +38,27 @@ class Records:
             raise NotFound("There is no result with this id.")
         return Result.model_validate_json(body)
 
+    async def look(self, tenant: str, result_id: str) -> Result | None:
+        """One result; None while its photo waits or is being scored.
+
+        Raises:
+            NotFound: nothing of this id is known.
+            FoodDXError: what kept the photo from being scored, for good.
+        """
+        body, job = await self._results.find(tenant, result_id)
+        if body is not None:
+            return Result.model_validate_json(body)
+        if job is None:
+            raise NotFound("There is no result with this id.")
+        if failed := Job.model_validate_json(job).failed:
+            raise by_code(failed.code, failed.detail)
+        return None
+
     async def image(self, tenant: str, result_id: str) -> tuple[bytes, str]:
         """The photo behind a result, as it was sent, and its media type."""
         result = await self.get(tenant, result_id)
-        return await self._images.get(result.image.key), result.image.media_type
+        images = await self._images(tenant)
+        return await images.get(result.image.key), result.image.media_type
 
     async def diary(self, tenant: str, user: str, cursor: str | None, limit: int, zone: ZoneInfo) -> Diary:
         """A page of a user's results, newest first.
@@ -85,7 +104,16 @@ class Records:
         await asyncio.shield(asyncio.create_task(self._delete(tenant, result_id)))
 
     async def _delete(self, tenant: str, result_id: str) -> None:
-        result = await self.get(tenant, result_id)
+        images = await self._images(tenant)
+        body, job = await self._results.find(tenant, result_id)
+        if body is None:
+            if job is None:
+                raise NotFound("There is no result with this id.")
+            # Nothing is scored yet. The intake will find neither photo nor job, and let it be.
+            await images.delete(upload_key(tenant, result_id))
+            await self._results.forget_job(tenant, result_id)
+            return
+        result = Result.model_validate_json(body)
         sha256, token = result.image.sha256, uuid_utils.uuid4().hex
         for _ in range(_BUSY_TRIES):
             outcome = await self._results.delete(
@@ -101,7 +129,7 @@ class Records:
         if outcome == "photo":
             # Should this fail, the claim runs out by itself: a deletion that is merely late must not meet
             # the same photo stored anew.
-            await self._images.delete(image_key(tenant, sha256))
+            await images.delete(image_key(tenant, sha256))
             await self._results.delete(tenant, result_id, sha256, token, result.user, photo_gone=True)
 
     async def delete_user(self, tenant: str, user: str) -> None:
@@ -159,8 +187,9 @@ class Records:
         for sha256 in await self._results.stale_claims(tenant, datetime.now(UTC) - SWEEP_AGE):
             token = uuid_utils.uuid4().hex
             try:
+                images = await self._images(tenant)
                 if await self._results.adopt(tenant, sha256, token):
-                    await self._images.delete(image_key(tenant, sha256))
+                    await images.delete(image_key(tenant, sha256))
                     await self._results.release(tenant, sha256, token)
                     deleted += 1
             except FoodDXError as error:

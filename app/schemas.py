@@ -188,16 +188,51 @@ class Labels(Wire):
 
 
 class UploadIn(Wire):
-    """A request for a presigned upload."""
+    """A request for a presigned upload: a photo of this type, of at most so many bytes, for this person."""
 
-    media_type: str
+    media_type: Literal["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"]
     bytes: int = Field(gt=0)
+    profile: Profile = Profile()
+
+
+class Upload(Wire):
+    """A form that uploads one photo: send ``fields``, then the photo as ``file``, to ``url``.
+
+    ``id`` is the result's to come; ``key`` is what to score it by where no queue does.
+    """
+
+    id: str
+    key: str
+    url: str
+    fields: dict[str, str]
+    expires_at: datetime
+
+
+class Pending(Wire):
+    """A photo without a result yet: ask again at ``Location``."""
+
+    id: str
+    status: Literal["pending"] = "pending"
+
+
+class Failure(Wire):
+    """Why a photo will have no result."""
+
+    code: str
+    detail: str
+
+
+class Job(Wire):
+    """What is kept of a photo that has no result yet. Not part of the HTTP contract."""
+
+    profile: Profile = Profile()
+    failed: Failure | None = None
 
 
 class ScoreByKey(Wire):
     """Score a photo that is already in the bucket."""
 
-    key: str
+    key: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
     profile: Profile = Profile()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from app.arrivals import Arrivals, Send
 from app.errors import Overloaded
-from app.pipeline import Judge, Pipeline, Score
+from app.judge import Judges, TableJudge
+from app.pipeline import Pipeline, Score
 from app.records import Records
 from app.schemas import Models
 from app.settings import Settings
@@ -15,6 +18,8 @@ from app.stores.images import ImageStore
 from app.stores.results import ResultStore
 from app.telemetry import Meter
 from app.tenants.access import Access
+from app.tenants.images import TenantImages, open_credentials
+from app.tenants.places import Places
 from app.tenants.tenants import Tenant
 
 # How long a claim outlives its photo's budget. Every request ends within it; only one whose process died
@@ -70,9 +75,12 @@ class Service:
 
     settings: Settings
     access: Access
-    images: ImageStore
+    images: TenantImages
     results: ResultStore
+    judges: Judges
+    places: Places
     pipeline: Pipeline
+    arrivals: Arrivals
     records: Records
     admission: Admission
     meter: Meter
@@ -85,42 +93,74 @@ class Service:
         settings: Settings,
         redis_url: str,
         first: Tenant,
-        judge: Judge,
+        judge: TableJudge,
         score: Score,
         scorer_ready: Callable[[], Awaitable[None]],
         meter: Meter,
+        send: Send | None = None,
+        budget_s: float | None = None,
     ) -> Service:
-        """Open the stores and put the parts together; ``first`` is the tenant that is in no registry."""
-        images = ImageStore.at(settings.store)
+        """Open the stores and put the parts together.
+
+        Args:
+            settings: of the service.
+            redis_url: of the result store.
+            first: the tenant that is in no registry.
+            judge: of the models that serve.
+            score: prepares and scores a photo.
+            scorer_ready: see above.
+            meter: where numbers go.
+            send: to the intake's queue, where there is one.
+            budget_s: seconds a photo may take; None: as the settings say.
+        """
+        budget_s = budget_s or settings.budget_s
         results = ResultStore(
             redis_url,
             dedupe_ms=round(settings.dedupe_days * 86_400_000),
             idempotency_ms=round(settings.idempotency_hours * 3_600_000),
-            claim_ms=round((settings.budget_s + _CLAIM_MARGIN_S) * 1000),
+            claim_ms=round((budget_s + _CLAIM_MARGIN_S) * 1000),
         )
+        access = Access(first, results.tenants)
+        judges = Judges(judge, access.models_of, registry=settings.registry_dir)
+        images = TenantImages(
+            ImageStore.at(settings.store, kms_key_id=settings.photo_key),
+            lambda: access.directory,
+            functools.cache(lambda: open_credentials(settings.credential_key, settings.data_dir)),
+        )
+        places = Places(settings.store, lambda: access.directory)
         pipeline = Pipeline(
-            images=images, results=results, score=score, judge=judge, budget_s=settings.budget_s, meter=meter
+            images=images, results=results, score=score, judge=judges.of, budget_s=budget_s, meter=meter
         )
         return cls(
             settings=settings,
-            access=Access(first, results.tenants),
+            access=access,
             images=images,
             results=results,
+            judges=judges,
+            places=places,
             pipeline=pipeline,
+            arrivals=Arrivals(
+                images=images,
+                results=results,
+                pipeline=pipeline,
+                places=places,
+                max_bytes=settings.max_body_bytes,
+                send=send,
+            ),
             records=Records(images, results, meter),
             admission=Admission(settings.max_in_flight, meter),
             meter=meter,
             scorer_ready=scorer_ready,
         )
 
-    def models(self) -> Models:
-        """The models that judge photos now."""
-        return self.pipeline.judge.describe()
+    async def models(self, tenant: str) -> Models:
+        """The models that judge a tenant's photos now."""
+        return (await self.judges.of(tenant)).describe()
 
     async def ready(self) -> None:
         """Raise what is missing: a store that does not take writes, or a scorer."""
         await self.results.ping()
-        await self.images.ping()
+        await self.images.shared.ping()
         await self.scorer_ready()
 
     async def close(self) -> None:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from redis.asyncio.connection import parse_url
+
+from app.stores.connection import check_url
 
 PREFIX = "FOODDX_"
 
@@ -34,16 +35,46 @@ class Settings(BaseSettings):
         default=Path("data"), description="Folder for photos, the embedded store, keys and built models"
     )
     store: str = Field(
-        default="", description="Where photos are kept: a folder; empty: `images` in the data folder"
+        default="",
+        description="Where photos are kept: a folder, or `s3://bucket/prefix`; empty: `images` in the data "
+        "folder",
+    )
+    photo_key: str = Field(
+        default="", description="KMS key that S3 encrypts photos with; empty: a key of S3's own"
+    )
+    credential_key: str = Field(
+        default="",
+        description="KMS key that seals tenants' credentials; empty: a key file in the data folder",
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis or Valkey: `redis://`, `rediss://` or `unix://`; empty: the embedded store",
+        description="Redis or Valkey: `redis://`, `rediss://`, `unix://`, Sentinel or cluster, see "
+        "docs/keys.md; empty: the embedded store",
     )
     api_key: SecretStr | None = Field(
         default=None,
         description="The API key clients must send; empty: one made at first start, in the data folder",
     )
+
+    queue: str = Field(
+        default="", description="URL of the SQS queue that photos come by; empty: no queue intake"
+    )
+    dead_letter_queue: str = Field(
+        default="", description="URL of the SQS queue for what the intake gives up; needed with `queue`"
+    )
+    notice_queue: str = Field(
+        default="", description="URL of an SQS queue that is told of the intake's results; empty: none"
+    )
+    intake_max_in_flight: int = Field(
+        default=8, ge=1, le=64, description="Photos one intake replica works on when nobody else is waiting"
+    )
+    intake_tries: int = Field(
+        default=4,
+        ge=1,
+        le=100,
+        description="How often a message is tried; the queue's own `maxReceiveCount` must be higher",
+    )
+    intake_replicas: int = Field(default=1, ge=1, description="Replicas of the queue intake")
 
     host: str = Field(default="127.0.0.1", description="Address that `fooddx serve` listens on")
     port: int = Field(default=8000, ge=1, le=65535, description="Port that `fooddx serve` listens on")
@@ -117,13 +148,7 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        try:
-            parse_url(value.get_secret_value())
-        except ValueError:
-            # Its own words would quote a piece of the URL, which may be of the password.
-            raise ValueError("is no usable URL; %-encode what is special in a user or password") from None
+        check_url(value.get_secret_value())
         return value
 
     @field_validator("api_key")
@@ -137,19 +162,45 @@ class Settings(BaseSettings):
 
     @field_validator("store")
     @classmethod
-    def _folder_only(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("only a folder is offered in this version; S3 comes with the AWS deployment")
+    def _folder_or_bucket(cls, value: str) -> str:
+        if value.startswith("s3://"):
+            from app.stores.s3 import Bucket  # noqa: PLC0415 - loads what a folder spares
+
+            Bucket.at(value)
+        elif "://" in value:
+            raise ValueError("must be a folder or s3://bucket/prefix")
+        return value.rstrip("/")
+
+    @field_validator("queue", "dead_letter_queue", "notice_queue")
+    @classmethod
+    def _queue_url(cls, value: str) -> str:
+        if value:
+            from app.stores.queue import check_queue_url  # noqa: PLC0415 - as above
+
+            check_queue_url(value)
         return value
+
+    @model_validator(mode="after")
+    def _intake_is_whole(self) -> Self:
+        if self.queue and not self.dead_letter_queue:
+            raise ValueError("queue needs a dead_letter_queue: photos that cannot be scored end there")
+        if self.queue and not self.on_s3:
+            raise ValueError("queue needs a store of s3://bucket: what comes by a queue lies in a bucket")
+        return self
 
     @model_validator(mode="after")
     def _absolute(self) -> Self:
         # Replicas run in another working directory than the one the person typed in.
         object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
-        object.__setattr__(
-            self, "store", str(Path(self.store or self.data_dir / "images").expanduser().absolute())
-        )
+        if not self.on_s3:
+            folder = Path(self.store or self.data_dir / "images").expanduser().absolute()
+            object.__setattr__(self, "store", str(folder))
         return self
+
+    @property
+    def on_s3(self) -> bool:
+        """Whether photos are in a bucket."""
+        return self.store.startswith("s3://")
 
     def make_data_dir(self) -> Path:
         """The data folder, made closed to other users if it is not there."""

@@ -35,6 +35,11 @@ METRICS: dict[str, Metric] = {
     "fooddx_batch_size": Metric("histogram", "Photos per batch", buckets=(1, 2, 4, 8, 16, 32, 64)),
     "fooddx_scorer_queue": Metric("gauge", "Photos waiting or being scored in this scorer replica"),
     "fooddx_expired_total": Metric("counter", "Photos dropped unworked, their budget spent", ("stage",)),
+    "fooddx_intake_total": Metric("counter", "Messages the intake is done with, by outcome", ("outcome",)),
+    "fooddx_intake_in_flight": Metric("gauge", "Messages this intake replica has in hand"),
+    "fooddx_intake_seconds": Metric(
+        "histogram", "From a message's arrival in the queue to its result", buckets=(*_SECONDS, 20, 60, 600)
+    ),
     "fooddx_swept_total": Metric("counter", "Photos without a result that were deleted by the sweep"),
 }
 

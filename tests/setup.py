@@ -9,9 +9,9 @@ import sys
 
 from rich.console import Console
 
+from loadtests import emulators
 from tests import corpus
 from tests.chromium import find_chromium
-from tests.stores import emulators
 
 CONSOLE = Console(stderr=True)
 

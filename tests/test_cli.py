@@ -96,7 +96,7 @@ def test_a_missing_file_is_named_and_the_others_are_scored(fooddx, service_url, 
 def test_a_photo_without_a_score_says_why(fooddx, make_local, folder, thresholds, word):
     def app():
         service = make_local().service
-        service.pipeline.judge = service.pipeline.judge.adjusted(thresholds)
+        service.judges.serving = service.judges.serving.adjusted(thresholds)
         return create_app(service)
 
     with serving(app) as url:

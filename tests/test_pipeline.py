@@ -124,7 +124,7 @@ class TestAFirstPhoto:
 
     def test_in_doubt_waits_for_a_nutritionist_and_still_gets_a_tip(self, make_local):
         async def story(me: Tenant) -> None:
-            me.service.pipeline.judge = me.service.pipeline.judge.adjusted({"review": 0})
+            me.service.judges.serving = me.service.judges.serving.adjusted({"review": 0})
             result = await me.score(meal())
             assert (result.status, result.score) == ("needs_review", None)
             assert result.score_mean
@@ -152,7 +152,7 @@ class TestAFirstPhoto:
             gate = Gate(me)
             first = asyncio.create_task(me.score(meal()))
             await gate.reached.wait()
-            me.service.pipeline.judge = me.service.pipeline.judge.adjusted({"food": 1})
+            me.service.judges.serving = me.service.judges.serving.adjusted({"food": 1})
             gate.opened.set()
             assert (await first).status == "scored"
             second = await me.score(meal())
@@ -508,7 +508,7 @@ class TestAClientThatGoesAway:
         """The write lands long after the client is gone: a store does not know of our cancellation."""
 
         async def story(me: Tenant) -> None:
-            writer = getattr(me.service, part)
+            writer = me.service.images.shared if part == "images" else me.service.results
             write, sent, landing = getattr(writer, call), asyncio.Event(), asyncio.Event()
             writes = []
 
@@ -561,7 +561,7 @@ class TestAClientThatGoesAway:
             me.scorer.before = lambda _: asyncio.sleep(0)
             stages = {
                 "begin": me.service.results,
-                "put": me.service.images,
+                "put": me.service.images.shared,
                 "before": me.scorer,
                 "finish": me.service.results,
             }

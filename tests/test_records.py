@@ -261,7 +261,7 @@ class TestDeletion:
         async def story(me: Tenant) -> None:
             data = meal()
             first = await me.score(data)
-            me.service.pipeline.judge = me.service.pipeline.judge.adjusted({"dish": 0.06})
+            me.service.judges.serving = me.service.judges.serving.adjusted({"dish": 0.06})
             scoring = asyncio.Event()
 
             async def hold(_: object) -> None:
@@ -298,7 +298,7 @@ class TestDeletion:
 
     def test_of_a_user_takes_everything_and_may_be_repeated(self, make_local, store):
         async def story(me: Tenant) -> None:
-            me.service.pipeline.judge = me.service.pipeline.judge.adjusted({"review": 0})
+            me.service.judges.serving = me.service.judges.serving.adjusted({"review": 0})
             kept = await me.score(meal(), user="bob")
             before = await me.kept(store.url)
             for number in range(5):
@@ -330,7 +330,7 @@ class TestDeletion:
                 await me.service.results.delete(
                     me.name, gone.id, gone.image.sha256, "x", "other", photo_gone=photo_gone
                 )
-            await me.service.images.delete(gone.image.key)
+            await me.service.images.shared.delete(gone.image.key)
             await me.service.records.delete_user(me.name, "ann")
             assert me.photos() == await me.kept(store.url) == set()
 
@@ -356,7 +356,7 @@ class TestReviews:
 
     def test_give_a_score_that_counts(self, make_local):
         async def story(me: Tenant) -> None:
-            me.service.pipeline.judge = me.service.pipeline.judge.adjusted({"review": 0})
+            me.service.judges.serving = me.service.judges.serving.adjusted({"review": 0})
             result = await me.score(meal(), user="ann")
             given = ReviewIn(score=2, comment="half of it", reviewer="eve")
             reviewed = await me.service.records.review(me.name, result.id, given)
@@ -467,13 +467,13 @@ class TestLabels:
     def test_written_while_the_photo_is_deleted_go_with_it(self, make_local, store):
         async def story(me: Tenant) -> None:
             result = await me.score(meal())
-            delete = me.service.images.delete
+            delete = me.service.images.shared.delete
 
             async def reviewed_meanwhile(key):
                 await me.service.records.review(me.name, result.id, ReviewIn(score=1))
                 await delete(key)
 
-            me.service.images.delete = reviewed_meanwhile
+            me.service.images.shared.delete = reviewed_meanwhile
             await me.service.records.delete(me.name, result.id)
             assert me.photos() == await me.kept(store.url) == set()
 

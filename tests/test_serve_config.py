@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from ray.serve.deployment import deployment_to_schema
     from ray.serve.schema import ServeDeploySchema
 
-    from app.deployments.ingress import IngressConfig
+    from app.deployments.parts import JudgeConfig
     from app.deployments.scorer import ScorerConfig
     from app.main import graph
 
@@ -172,16 +172,17 @@ def test_the_deployments_take_their_user_config(config: dict[str, Any]) -> None:
     parts = deployments(config)
     assert set(parts["Scorer"]["user_config"]) == set(ScorerConfig.model_fields)
     ScorerConfig.model_validate(parts["Scorer"]["user_config"])
-    thresholds = IngressConfig.model_validate(parts["Ingress"]["user_config"]).thresholds
-    TableJudge(load_settings(**config["applications"][0]["args"]).models).adjusted(thresholds)
+    for name in {"Ingress", "Intake"} & set(parts):
+        thresholds = JudgeConfig.model_validate(parts[name]["user_config"]).thresholds
+        TableJudge(load_settings(**config["applications"][0]["args"]).models).adjusted(thresholds)
     assert "user_config" not in parts["Preprocessor"]
 
 
 @pytest.mark.parametrize(
     ("model", "wrong"),
     [
-        (IngressConfig, {"threshold": {}}),
-        (IngressConfig, {"thresholds": {"food": "high"}}),
+        (JudgeConfig, {"threshold": {}}),
+        (JudgeConfig, {"thresholds": {"food": "high"}}),
         (ScorerConfig, {"batch": 16}),
         (ScorerConfig, {"batch_size": 0}),
     ],

@@ -14,10 +14,21 @@ from pydantic import SecretStr, ValidationError
 from app.settings import CLIENT_VARIABLES, PREFIX, Settings, SettingsError, load_settings
 
 KEY = "fdx_a-key-that-is-long-enough"
+QUEUE = "https://sqs.eu-west-1.amazonaws.com/123456789012/intake"
+# What a setting cannot be without.
+WITH = {"queue": {"dead_letter_queue": QUEUE, "store": "s3://bucket"}}
 # Of every setting: a word as a person would write it, what it means, and words that mean nothing.
 SAMPLES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "data_dir": ("/srv/fooddx", Path("/srv/fooddx"), ()),
-    "store": ("/srv/photos", "/srv/photos", ("s3://bucket/photos", "file:///srv")),
+    "store": ("s3://bucket/photos/", "s3://bucket/photos", ("s3://b", "s3://bucket/a//b", "file:///srv")),
+    "photo_key": ("alias/photos", "alias/photos", ()),
+    "credential_key": ("alias/credentials", "alias/credentials", ()),
+    "queue": (QUEUE, QUEUE, ("intake", "http://sqs.example.com/1/intake", f"{QUEUE}.fifo")),
+    "dead_letter_queue": (QUEUE, QUEUE, ("dead", f"{QUEUE}.fifo")),
+    "notice_queue": (QUEUE, QUEUE, ("notices", f"{QUEUE}.fifo")),
+    "intake_max_in_flight": ("4", 4, ("0", "65", "few")),
+    "intake_tries": ("3", 3, ("0", "101", "few")),
+    "intake_replicas": ("2", 2, ("0", "two")),
     "redis_url": (
         "rediss://user:pass@host:6379/0",
         SecretStr("rediss://user:pass@host:6379/0"),
@@ -78,18 +89,18 @@ class TestSources:
     def test_a_value_comes_from_the_environment(self, name, monkeypatch):
         word, value, _ = SAMPLES[name]
         monkeypatch.setenv(PREFIX + name.upper(), word)
-        assert getattr(load_settings(), name) == value
+        assert getattr(load_settings(**WITH.get(name, {})), name) == value
 
     @pytest.mark.parametrize("name", FIELDS)
     def test_a_value_comes_from_an_argument_first(self, name, monkeypatch):
         word, value, wrong = SAMPLES[name]
         monkeypatch.setenv(PREFIX + name.upper(), wrong[0] if wrong else "/elsewhere")
-        assert getattr(load_settings(**{name: word}), name) == value
+        assert getattr(load_settings(**{name: word}, **WITH.get(name, {})), name) == value
 
     @pytest.mark.parametrize("name", FIELDS)
     def test_a_value_may_be_given_as_what_it_is(self, name):
         value = SAMPLES[name][1]
-        assert getattr(load_settings(**{name: value}), name) == value
+        assert getattr(load_settings(**{name: value}, **WITH.get(name, {})), name) == value
 
     def test_the_defaults_alone_make_a_service(self):
         settings = load_settings()
@@ -157,6 +168,16 @@ class TestRefusals:
         with pytest.raises(SettingsError, match=f"^{name}: ") as refused:
             load_settings(**{name: value})
         assert "zq7x" not in str(refused.value)
+
+
+class TestAQueue:
+    def test_needs_a_place_for_what_cannot_be_scored(self):
+        with pytest.raises(SettingsError, match="needs a dead_letter_queue"):
+            load_settings(queue=QUEUE, store="s3://bucket")
+
+    def test_needs_a_bucket(self):
+        with pytest.raises(SettingsError, match="needs a store of s3://bucket"):
+            load_settings(queue=QUEUE, dead_letter_queue=QUEUE)
 
 
 class TestSecrets:

@@ -8,6 +8,7 @@ import redis
 from app.stores.embedded import EmbeddedStore
 from app.stores.tenants import TENANTS
 from app.tenants.keys import hash_key
+from models.manifest import load_manifest, write_manifest
 
 
 @pytest.fixture
@@ -58,6 +59,68 @@ def test_a_key_is_rotated_with_both_valid(fooddx, running):
     assert fooddx("tenant", "rotate", "clinic", "--overlap-days", -1)[0] == 1
 
 
+def uses(tenant):
+    return tenant["store"], tenant["models"], tenant["webhook"]
+
+
+def test_what_a_tenant_uses_is_set_and_cleared(fooddx, running):
+    hook = "https://hooks.clinic.example/fooddx?token=of-the-hook"
+    status, _, _ = fooddx(
+        "tenant", "add", "clinic",
+        "--store", "s3://photos/clinic/", "--models", "meals-lite2, imagenet-lite0", "--webhook", hook,
+    )  # fmt: skip
+    assert status == 0
+    before = stored(running, "clinic")
+    assert uses(before) == ("s3://photos/clinic", ["meals-lite2", "imagenet-lite0"], hook)
+    listed = fooddx("tenant", "list")[1]
+    assert {"s3://photos/clinic", "meals-lite2,", "imagenet-lite0", "hooks.clinic.example"} <= set(
+        listed.split()
+    )
+    assert "token" not in listed
+
+    assert fooddx("tenant", "set", "clinic", "--models", "imagenet-lite0", "--webhook", "")[0] == 0
+    after = stored(running, "clinic")
+    assert uses(after) == ("s3://photos/clinic", ["imagenet-lite0"], "")
+    assert (after["keys"], after["limits"]) == (before["keys"], before["limits"])
+    assert fooddx("tenant", "set", "clinic", "--store", "", "--models", "")[0] == 0
+    assert uses(stored(running, "clinic")) == ("", [], "")
+
+
+def test_a_tenant_may_use_a_registered_model(fooddx, running, data):
+    own = load_manifest("meals-lite2").model_copy(update={"name": "meals-clinic", "version": "3"})
+    folder = data / "registry" / "meals-clinic-3"
+    folder.mkdir(parents=True)
+    write_manifest(own, folder / "manifest.toml")
+    assert fooddx("tenant", "add", "clinic", "--models", "meals-clinic@3")[0] == 0
+    assert stored(running, "clinic")["models"] == ["meals-clinic@3"]
+    assert "no model" in fooddx("tenant", "set", "clinic", "--models", "meals-clinic@4")[2]
+
+
+@pytest.mark.parametrize("command", ["add", "set"])
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--store", "/photos", "s3://bucket"),
+        ("--store", "s3://photos/../other", "a prefix has no"),
+        ("--models", "meals-lite2,no-such-model", "there is no model 'no-such-model'"),
+        ("--models", "meals-lite2,,", "none between two commas"),
+        ("--models", "meals-lite2,meals-lite2", "each model once"),
+        ("--webhook", "http://hooks.clinic.example/", "is not an https:// URL"),
+        ("--webhook", "https://169.254.169.254/latest", "not public"),
+    ],
+)
+def test_what_a_tenant_cannot_use_is_not_stored(fooddx, running, command, option, value, words):
+    if command == "set":
+        fooddx("tenant", "add", "clinic")
+    status, out, err = fooddx("tenant", command, "clinic", option, value)
+    assert (status, out) == (1, "")
+    assert words in err
+    with redis.Redis.from_url(running.url) as client:
+        assert client.hlen(TENANTS) == (command == "set")
+    if command == "set":
+        assert uses(stored(running, "clinic")) == ("", [], "")
+
+
 def test_limits_and_state_are_changed(fooddx, running):
     fooddx("tenant", "add", "clinic", "--per-day", 5)
     assert "no limit" in fooddx("tenant", "limit", "clinic")[1]
@@ -74,6 +137,8 @@ def test_limits_and_state_are_changed(fooddx, running):
     [
         (("add", "Clinic A"), "id: "),
         (("add", "default"), "first start"),
+        (("set", "nobody", "--store", ""), "no tenant nobody"),
+        (("set", "nobody"), "say what to change"),
         (("add", "clinic", "--per-second", "0"), "per_second: "),
         (("disable", "nobody"), "no tenant nobody"),
     ],

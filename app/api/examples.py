@@ -82,9 +82,31 @@ LABELS: dict[str, Any] = {
 
 LABELS_CSV = to_csv(Labels.model_validate(LABELS))
 
-SCORE_BY_KEY: dict[str, Any] = {"key": "inbox/lunch.jpg", "profile": {"user": "ana", "goals": ["less-salt"]}}
+SCORE_BY_KEY: dict[str, Any] = {
+    "key": RESULT["image"]["key"],
+    "profile": {"user": "ana", "goals": ["less-salt"]},
+}
 
-UPLOAD_IN: dict[str, Any] = {"media_type": "image/jpeg", "bytes": 1415302}
+UPLOAD_IN: dict[str, Any] = {"media_type": "image/jpeg", "bytes": 1415302, "profile": {"user": "ana"}}
+
+UPLOAD: dict[str, Any] = {
+    "id": RESULT["id"],
+    "key": f"uploads/default/{RESULT['id']}",
+    "url": "https://fooddx-photos-123456789012-eu-west-1.s3.eu-west-1.amazonaws.com",
+    "fields": {
+        "key": f"uploads/default/{RESULT['id']}",
+        "Content-Type": "image/jpeg",
+        "x-amz-server-side-encryption": "AES256",
+        "x-amz-algorithm": "AWS4-HMAC-SHA256",
+        "x-amz-credential": "AKIAIOSFODNN7EXAMPLE/20261121/eu-west-1/s3/aws4_request",
+        "x-amz-date": "20261121T120000Z",
+        "policy": "eyJleHBpcmF0aW9uIjogIjIwMjYtMTEtMjFUMTI6MDU6MDBaIiwg…",
+        "x-amz-signature": "f1a4…",
+    },
+    "expires_at": "2026-11-21T12:05:00Z",
+}
+
+PENDING: dict[str, Any] = {"id": RESULT["id"], "status": "pending"}
 
 MODELS: dict[str, Any] = {
     "serving": {"name": "meals-lite2", "version": "1"},
@@ -139,5 +161,7 @@ BY_SCHEMA = {
     "Labels": LABELS,
     "ScoreByKey": SCORE_BY_KEY,
     "UploadIn": UPLOAD_IN,
+    "Upload": UPLOAD,
+    "Pending": PENDING,
     "Models": MODELS,
 }

@@ -109,6 +109,11 @@ def idempotency_key(given: str | None) -> str | None:
     return given
 
 
+def prefers_async(given: str | None) -> bool:
+    """Whether a ``Prefer`` header (RFC 7240) asks for an answer later."""
+    return any(part.partition(";")[0].strip().lower() == "respond-async" for part in (given or "").split(","))
+
+
 def budget_s(given: str | None) -> float | None:
     """Seconds from an ``X-Budget-Ms`` header: how long the client is willing to wait."""
     if given is None:

@@ -14,12 +14,13 @@ from pydantic import BaseModel
 from app.api import bodies, labels
 from app.api.examples import LABELS_CSV, PROFILE
 from app.api.problems import responses, with_subclasses
-from app.api.requests import Tenant, budget_s, idempotency_key, request_id_of, stages_of
+from app.api.requests import Tenant, budget_s, idempotency_key, prefers_async, request_id_of, stages_of
 from app.errors import (
     AlreadyDecided,
     BadImage,
     BodyTimeout,
     BodyTooLarge,
+    CredentialsUnavailable,
     DeadlineExceeded,
     FoodDXError,
     IdempotencyInFlight,
@@ -31,6 +32,7 @@ from app.errors import (
     NeedsObjectStorage,
     NotFound,
     Overloaded,
+    QueueUnavailable,
     RateLimited,
     ResultsUnavailable,
     ScorerUnavailable,
@@ -38,7 +40,19 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.pipeline import Photo
-from app.schemas import Diary, Labels, Models, Result, ReviewIn, ReviewQueue, ScoreByKey, UploadIn, UserId
+from app.schemas import (
+    Diary,
+    Labels,
+    Models,
+    Pending,
+    Result,
+    ReviewIn,
+    ReviewQueue,
+    ScoreByKey,
+    Upload,
+    UploadIn,
+    UserId,
+)
 from app.service import Service
 from app.telemetry import STAGES, logger
 
@@ -93,6 +107,19 @@ def _answers(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {_JSON: {"example": example}}}}
 
 
+# Of a photo that is to be scored later.
+_PENDING: dict[int | str, dict[str, Any]] = {
+    202: {
+        "model": Pending,
+        "description": "The photo is stored and waits to be scored",
+        "headers": {
+            "Location": {"schema": {"type": "string"}, "description": "Where its result will be"},
+            "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before asking"},
+        },
+    }
+}
+
+
 @functools.cache
 def _timezones() -> frozenset[str]:
     return frozenset(available_timezones())  # looks through some 600 files
@@ -119,11 +146,12 @@ def _service(request: Request) -> Service:
                 }
             },
         },
+        **_PENDING,
         **responses(
             InvalidRequest, NotFound, BodyTimeout, IdempotencyKeyReused, IdempotencyInFlight, ImageConflict,
             BodyTooLarge, UnsupportedMediaType, InvalidField, *with_subclasses(BadImage), Overloaded,
-            RateLimited, NeedsObjectStorage, ResultsUnavailable, ImagesUnavailable, ScorerUnavailable,
-            DeadlineExceeded,
+            RateLimited, ResultsUnavailable, ImagesUnavailable, CredentialsUnavailable, QueueUnavailable,
+            ScorerUnavailable, DeadlineExceeded,
         ),
     },
 )  # fmt: skip
@@ -132,37 +160,58 @@ async def score(
     tenant: Tenant,
     key: Annotated[str | None, Header(alias="Idempotency-Key", description="Makes a retry safe")] = None,
     budget: Annotated[str | None, Header(alias="X-Budget-Ms", description="Wait at most this long")] = None,
+    prefer: Annotated[
+        str | None, Header(alias="Prefer", description="`respond-async`: answer 202 and score it later")
+    ] = None,
 ) -> Response:
-    """Send a photo; get its score, what is on the plate, and a tip.
+    """Send a photo, or the key of a stored one; get its score, what is on the plate, and a tip.
 
-    The same bytes are scored once: a duplicate gets the stored probabilities and a fresh tip. `Prefer:
-    respond-async` is accepted and ignored, as RFC 7240 allows: the answer comes within the budget anyway.
+    The same bytes are scored once: a duplicate gets the stored probabilities and a fresh tip. A key is one of
+    your own photos: an upload's, the `image.key` of a result, or any in a bucket of your own.
+
+    `Prefer: respond-async` answers 202 once the photo is stored, where the service has a queue. Without one
+    it is ignored, as RFC 7240 allows: the answer comes within the budget anyway.
     """
     service, stages = _service(request), stages_of(request)
     checked_key, budget_seconds = idempotency_key(key), budget_s(budget)
-    settings = service.settings
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON:
-        await bodies.read_model(request, ScoreByKey, timeout_s=settings.body_timeout_s)
-        raise NeedsObjectStorage("Scoring by key needs S3 as the object store; send the photo itself.")
-    with service.admission.receiving():
-        body = await bodies.read_photo(
-            request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-        )
-    photo = Photo(body.data, body.sha256, tenant, body.profile, checked_key, request_id_of(request))
+    settings, request_id = service.settings, request_id_of(request)
+    later = bool(settings.queue) and prefers_async(prefer)
     started = time.perf_counter()
-    with service.admission.admitted():
-        answer = await service.pipeline.run(photo, stages, budget_seconds)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON:
+        stored = await bodies.read_model(request, ScoreByKey, timeout_s=settings.body_timeout_s)
+        with service.admission.admitted():
+            if later:
+                return _pending(await service.arrivals.later_by_key(tenant, stored.key, stored.profile))
+            answer = await service.arrivals.score(
+                tenant, stored.key, stored.profile, stages,
+                budget_s=budget_seconds, idempotency_key=checked_key, request_id=request_id,
+            )  # fmt: skip
+    else:
+        with service.admission.receiving():
+            body = await bodies.read_photo(
+                request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+            )
+        photo = Photo(body.data, body.sha256, tenant, body.profile, checked_key, request_id)
+        started = time.perf_counter()
+        with service.admission.admitted():
+            if later:
+                return _pending(await service.arrivals.later(photo))
+            answer = await service.pipeline.run(photo, stages, budget_seconds)
     logger.info(
         "scored",
         extra={
-            "request_id": photo.request_id,
+            "request_id": request_id,
             "tenant": tenant,
-            "bytes": len(photo.data),
             "total_ms": round((time.perf_counter() - started) * 1000, 1),
             "stages_ms": {stage: round(s * 1000, 1) for stage, s in stages.seconds.items()},
         },
     )
     return Response(answer, media_type=_JSON)
+
+
+def _pending(result_id: str) -> Response:
+    headers = {"Location": f"/v1/scores/{result_id}", "Retry-After": "1"}
+    return Response(Pending(id=result_id).model_dump_json(), 202, headers, _JSON)
 
 
 @router.get(
@@ -185,13 +234,27 @@ async def diary(
     return await _service(request).records.diary(tenant, user, cursor, limit, ZoneInfo(timezone))
 
 
-_ONE = responses(NotFound, InvalidField, ResultsUnavailable)
+@router.get(
+    "/scores/{result_id}",
+    tags=["scores"],
+    summary="One result",
+    response_model=Result,
+    responses={
+        **_PENDING,
+        # What kept the photo of an upload, or of a request for a later answer, from being scored.
+        **responses(
+            NotFound, ImageConflict, BodyTooLarge, UnsupportedMediaType, InvalidField,
+            *with_subclasses(BadImage), ResultsUnavailable, ImagesUnavailable, CredentialsUnavailable,
+            ScorerUnavailable, DeadlineExceeded,
+        ),
+    },
+)  # fmt: skip
+async def result(request: Request, tenant: Tenant, result_id: ResultId) -> Result | Response:
+    """The result as it was answered, or as it was reviewed since; 202 while its photo waits to be scored.
 
-
-@router.get("/scores/{result_id}", tags=["scores"], summary="One result", responses=_ONE)
-async def result(request: Request, tenant: Tenant, result_id: ResultId) -> Result:
-    """The result as it was answered, or as it was reviewed since."""
-    return await _service(request).records.get(tenant, result_id)
+    Of a photo that cannot be scored, what is wrong with it.
+    """
+    return await _service(request).records.look(tenant, result_id) or _pending(result_id)
 
 
 @router.get(
@@ -201,7 +264,7 @@ async def result(request: Request, tenant: Tenant, result_id: ResultId) -> Resul
     response_class=Response,
     responses={
         200: {"description": "The photo as it was sent", "content": {"image/*": {}}},
-        **responses(NotFound, InvalidField, ResultsUnavailable, ImagesUnavailable),
+        **responses(NotFound, InvalidField, ResultsUnavailable, ImagesUnavailable, CredentialsUnavailable),
     },
 )
 async def image(request: Request, tenant: Tenant, result_id: ResultId) -> Response:
@@ -216,10 +279,15 @@ async def image(request: Request, tenant: Tenant, result_id: ResultId) -> Respon
     tags=["scores"],
     status_code=204,
     summary="Delete a result",
-    responses={**_ONE, **responses(ResultsUnavailable, ImagesUnavailable)},
+    responses=responses(
+        NotFound, InvalidField, ResultsUnavailable, ImagesUnavailable, CredentialsUnavailable
+    ),
 )
 async def delete_result(request: Request, tenant: Tenant, result_id: ResultId) -> None:
-    """Delete the result, and its photo unless another result rests on the same bytes."""
+    """Delete the result, and its photo unless another result rests on the same bytes.
+
+    Of a photo that waits to be scored: take it off.
+    """
     await _service(request).records.delete(tenant, result_id)
 
 
@@ -228,7 +296,7 @@ async def delete_result(request: Request, tenant: Tenant, result_id: ResultId) -
     tags=["scores"],
     status_code=204,
     summary="Delete a user",
-    responses=responses(InvalidField, ResultsUnavailable, ImagesUnavailable),
+    responses=responses(InvalidField, ResultsUnavailable, ImagesUnavailable, CredentialsUnavailable),
 )
 async def delete_user(request: Request, tenant: Tenant, user: UserId) -> None:
     """Delete every result and photo of a user, and what is known of their tips."""
@@ -305,20 +373,27 @@ async def reviewed_labels(
     "/uploads",
     tags=["scores"],
     summary="A presigned upload",
-    response_model=None,
+    status_code=201,
     openapi_extra=_json_body(UploadIn),
-    responses=responses(*_BODY, NeedsObjectStorage),
+    responses=responses(
+        *_BODY, NeedsObjectStorage, ResultsUnavailable, ImagesUnavailable, CredentialsUnavailable
+    ),
 )
-async def uploads(request: Request, tenant: Tenant) -> Response:
-    """An id and a presigned upload to the bucket; needs S3 as the object store."""
-    await bodies.read_model(request, UploadIn, timeout_s=_service(request).settings.body_timeout_s)
-    raise NeedsObjectStorage("Presigned uploads need S3 as the object store; send the photo to /v1/scores.")
+async def uploads(request: Request, tenant: Tenant) -> Upload:
+    """An id, and a form that puts one photo of this type and size straight into the bucket for five minutes.
+
+    Where the service has a queue, the photo is scored by itself and its result comes under the id. Where it
+    has none, score it by its `key`. Needs S3 as the object store.
+    """
+    service = _service(request)
+    asked = await bodies.read_model(request, UploadIn, timeout_s=service.settings.body_timeout_s)
+    return await service.arrivals.promise(tenant, asked)
 
 
 @router.get("/models", tags=["models"], summary="The models")
 async def models(request: Request, tenant: Tenant) -> Models:
-    """What is run over every photo, in which version, with which thresholds."""
-    return _service(request).models()
+    """What is run over your photos, in which version, with which thresholds."""
+    return await _service(request).models(tenant)
 
 
 @health.get("/healthz", summary="Alive", responses=_answers({"status": "alive"}))

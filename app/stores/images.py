@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import obstore
 from obstore.exceptions import BaseError
@@ -78,7 +78,13 @@ def is_plain(key: str) -> bool:
 
 
 class ImageStore(ABC):
-    """Put, get and delete photos by key. Every failure of the store is ImagesUnavailable."""
+    """Put, get and delete photos by key. Every failure of the store is ImagesUnavailable.
+
+    Attributes:
+        lands_late: whether a write that failed may still arrive, when nobody waits for it any more.
+    """
+
+    lands_late: ClassVar[bool] = False
 
     @staticmethod
     def at(location: str, credentials: S3Credentials | None = None, *, kms_key_id: str = "") -> ImageStore:

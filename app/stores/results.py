@@ -15,6 +15,8 @@ key (after ``fooddx:{tenant}:``)    type    holds
 ``tip:<user>``                      string  id of the user's last tip
 ``reviews``                         zset    ids of results that wait for a nutritionist
 ``labels``                          zset    ids of results that a nutritionist has reviewed, by time
+``job:<id>``                        string  a photo that waits for the intake, or why it failed (expires)
+``object:<digest>``                 string  id of the result of an object in a bucket (expires)
 ==================================  ======  ==============================================================
 
 What changes several keys is a Lua script beside this file: one round trip, all or nothing.
@@ -35,6 +37,8 @@ from app.stores.tenants import Tenants
 _SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt", "review")
 # How long whoever deletes a photo keeps others from storing it again, should they die meanwhile.
 _CLEANUP_MS: Final = 10_000
+# As long as an upload that nobody claimed is kept, see docs/aws/template.yaml: longer than any message lives.
+_WAITING: Final = timedelta(days=15)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -172,10 +176,12 @@ class ResultStore:
         answer = await self._run("abandon", keys, [ticket.token, sha, _CLEANUP_MS])
         return answer[1].decode() if answer[0] == b"orphan" else None
 
-    async def release(self, tenant: str, sha256: str, token: str) -> None:
-        """Let go of a claim that was kept while a photo was deleted."""
+    async def release(self, tenant: str, sha256: str, token: str, *, look_again: bool = False) -> None:
+        """Let go of a claim that was kept while a photo was deleted; ``look_again``: the sweep is to, too."""
         key = _keys(tenant)
-        await self._run("release", [key.claim(sha256), key.pending], [token, sha256])
+        await self._run(
+            "release", [key.claim(sha256), key.pending], [token, sha256, "1" if look_again else ""]
+        )
 
     async def delete(
         self, tenant: str, result_id: str, sha256: str, token: str, user: str | None, *, photo_gone: bool
@@ -225,6 +231,35 @@ class ResultStore:
         """A result as JSON, or None."""
         async with reachable():
             return cast("bytes | None", await self._client.get(_keys(tenant).result(result_id)))
+
+    async def find(self, tenant: str, result_id: str) -> tuple[bytes | None, bytes | None]:
+        """A result, and what waits to become it: each as JSON, or None."""
+        key = _keys(tenant)
+        async with reachable():
+            found = cast(
+                "list[bytes | None]", await self._client.mget([key.result(result_id), key.job(result_id)])
+            )
+        return found[0], found[1]
+
+    async def put_job(self, tenant: str, result_id: str, job: bytes) -> None:
+        """Keep what is known of a photo that has no result yet."""
+        async with reachable():
+            await self._client.set(_keys(tenant).job(result_id), job, ex=_WAITING)
+
+    async def forget_job(self, tenant: str, result_id: str) -> None:
+        """Nothing waits for this result any more."""
+        async with reachable():
+            await self._client.delete(_keys(tenant).job(result_id))
+
+    async def first_of(self, tenant: str, digest: str, value: str) -> str:
+        """What was first kept under ``digest``: ``value`` itself, or what somebody kept before."""
+        async with reachable():
+            # In one step, so that of two who come at once both get the same.
+            kept = cast(
+                "bytes | None",
+                await self._client.set(_keys(tenant).object(digest), value, nx=True, get=True, ex=_WAITING),
+            )
+        return value if kept is None else kept.decode()
 
     async def get_many(self, tenant: str, result_ids: Sequence[str]) -> list[bytes]:
         """Results in the order of their ids; those deleted meanwhile are left out."""
@@ -310,6 +345,12 @@ class _keys:  # noqa: N801 - reads as a function at every use
 
     def idem(self, key: str | None) -> str:
         return self._key("idem", key or "")
+
+    def job(self, result_id: str) -> str:
+        return self._key("job", result_id)
+
+    def object(self, digest: str) -> str:
+        return self._key("object", digest)
 
     def diary(self, user: str | None) -> str:
         return self._key("diary", user or "")

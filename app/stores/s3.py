@@ -227,6 +227,8 @@ class AmbientCredentials:
 class S3Images(ImageStore):
     """Photos in a bucket."""
 
+    lands_late = True
+
     def __init__(
         self,
         bucket: Bucket,

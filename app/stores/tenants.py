@@ -81,7 +81,8 @@ class TenantAdmin:
     """
 
     def __init__(self, url: str) -> None:
-        self._client = connect_blocking(url)
+        self._client = _said(lambda: connect_blocking(url))
+        self._change = self._client.register_script((Path(__file__).parent / "change.lua").read_text())
 
     def __enter__(self) -> TenantAdmin:
         return self
@@ -109,18 +110,15 @@ class TenantAdmin:
         Raises:
             TenantError: there is no such tenant.
         """
-        changed: list[Tenant] = []
-
-        def step(pipe: Any) -> None:
-            body = pipe.hget(TENANTS, tenant_id)
-            if body is None:
+        while True:
+            before = _said(lambda: self._client.hget(TENANTS, tenant_id))
+            if before is None:
                 raise TenantError(f"there is no tenant {tenant_id}")
-            changed[:] = [how(Tenant.model_validate_json(body))]
-            pipe.multi()
-            pipe.hset(TENANTS, tenant_id, changed[0].model_dump_json())
-
-        _said(lambda: self._client.transaction(step, TENANTS))
-        return changed[0]
+            changed = how(Tenant.model_validate_json(before))
+            arguments = [tenant_id, before, changed.model_dump_json()]
+            (word,) = _said(lambda: self._change(keys=[TENANTS], args=arguments))  # noqa: B023 - called at once
+            if word == b"written":
+                return changed
 
 
 def _read(found: Mapping[bytes, bytes]) -> list[Tenant]:

@@ -44,16 +44,26 @@ class Access:
         self._asked = -_ASK_AGAIN_S
         self.directory = Directory([first])
 
-    async def refresh(self) -> None:
-        """Read the tenants anew; where that fails, those known stay, and a log line says so."""
+    async def refresh(self) -> bool:
+        """Read the tenants anew; where that fails, those known stay, and a log line says so.
+
+        Returns:
+            Whether it went well.
+        """
         self._asked = self._clock()
         try:
             found = await self._store.all()
         except FoodDXError as error:
             logger.warning("tenants not refreshed", extra={"code": error.code})
-            return
+            return False
         self.directory = Directory([*found, self._first])
         self._loaded = True
+        return True
+
+    def models_of(self, tenant_id: str) -> tuple[str, ...]:
+        """The models of a tenant's own, if it has any."""
+        tenant = self.directory.get(tenant_id)
+        return tenant.models if tenant else ()
 
     async def enter(self, authorization: str | None) -> tuple[Tenant, Allowance | None]:
         """The tenant whose API key is in an Authorization header, and what its limits say of this request.

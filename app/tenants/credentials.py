@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, NoReturn
 
-from app.errors import FoodDXError, ImagesUnavailable
+from app.errors import CredentialsUnavailable
 from app.tenants.envelope import (
     CredentialsError,
     Envelope,
@@ -150,8 +150,8 @@ class Credentials:
         """The credentials in a tenant's envelope.
 
         Raises:
-            ImagesUnavailable: they cannot be opened, so neither can the tenant's store. Its detail says which
-                of the errors of app/tenants/envelope.py it was.
+            CredentialsUnavailable: they cannot be opened. Its detail says which of the errors of
+                app/tenants/envelope.py it was.
         """
         digest = hashlib.sha256(envelope.encode("utf-8", "surrogatepass")).digest()
         kept = self._kept.pop(tenant, None)
@@ -183,8 +183,8 @@ class Credentials:
         return secrets
 
 
-def answer(error: CredentialsError) -> FoodDXError:
+def answer(error: CredentialsError) -> CredentialsUnavailable:
     """What the service says where it needs credentials and cannot have them."""
-    return ImagesUnavailable(
+    return CredentialsUnavailable(
         f"{error.text} ({error.code}).", retry_after_s=1 if isinstance(error, KeysUnavailable) else None
     )

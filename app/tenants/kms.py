@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 1.0
 """For connecting, and for each wait on the socket after that. KMS answers within some ten milliseconds."""
 TRIES: Final = 2
+KEY_FILE: Final = "credential_keys"
+"""Name of the file of LocalKeys in the data folder."""
 _PAUSE_S = 0.1  # before the second try, at most
 _MAX_ANSWER_BYTES = 65_536
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -396,6 +398,22 @@ class LocalKeys:
             draft.replace(self._path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def key_service(credential_key: str, data_dir: Path) -> KeyService:
+    """What wraps data keys here. Nothing is called or made yet.
+
+    Args:
+        credential_key: id, ARN or alias of a KMS key, used as AWS's own variables say; "": a key file wraps.
+        data_dir: where the key file is.
+
+    Raises:
+        ValueError: see ``KmsKeys.from_environment``.
+        OSError: the file of certificates cannot be read.
+    """
+    if credential_key:
+        return KmsKeys.from_environment(os.environ, session_credentials(), key_id=credential_key)
+    return LocalKeys(data_dir / KEY_FILE)
 
 
 def _id_of(wrapping_key: bytes) -> bytes:

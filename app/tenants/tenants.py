@@ -5,16 +5,26 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.tenants.keys import hash_key, new_api_key
 
 DEFAULT_TENANT = "default"
 """Whoever holds the key of the settings, or the one made at first start. It is in no registry."""
 
-TenantId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+UPLOADS: Final = "uploads"
+"""No tenant's id: under this the photos lie that were sent to the store itself, see app/stores/images.py."""
+
+
+def _not_reserved(tenant_id: str) -> str:
+    if tenant_id == UPLOADS:
+        raise ValueError(f"{UPLOADS} is where photos arrive: choose another")
+    return tenant_id
+
+
+TenantId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$"), AfterValidator(_not_reserved)]
 
 
 class _Part(BaseModel):
@@ -60,6 +70,11 @@ class Tenant(_Part):
         keys: at most two, the newest first.
         limits: how often it may call.
         disabled: no key of it opens anything. Its photos and results stay.
+        store: ``s3://bucket/prefix`` where its photos are; "": where the service keeps everybody's.
+        models: that judge its photos, see models/manifest.py; empty: those that serve.
+        webhook: https URL that is told of results nobody waits for; "": none.
+        credentials: sealed, see app/tenants/credentials.py; "": none. Of its store those of S3Credentials, of
+            its webhook ``webhook_secret``.
         made_at: when.
     """
 
@@ -67,6 +82,10 @@ class Tenant(_Part):
     keys: tuple[ApiKey, ...] = ()
     limits: Limits = Limits()
     disabled: bool = False
+    store: str = ""
+    models: tuple[str, ...] = ()
+    webhook: str = ""
+    credentials: Annotated[str, Field(repr=False)] = ""
     made_at: datetime
 
     @classmethod
@@ -103,8 +122,13 @@ class Directory:
         self._owner = {key.sha256: tenant for tenant in self._tenants.values() for key in tenant.keys}
 
     @property
-    def ids(self) -> tuple[str, ...]:
+    def tenants(self) -> tuple[Tenant, ...]:
         """All tenants, the disabled included."""
+        return tuple(self._tenants.values())
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Their ids."""
         return tuple(self._tenants)
 
     def get(self, tenant_id: str) -> Tenant | None:

@@ -108,6 +108,8 @@ export const ERRORS = {
   needs_object_storage: ["This service does not offer that", OPERATOR],
   results_unavailable: DOWN,
   images_unavailable: DOWN,
+  credentials_unavailable: DOWN,
+  queue_unavailable: DOWN,
   scorer_unavailable: DOWN,
   deadline_exceeded: ["It took too long", "The service gave up rather than keep you waiting. Try again."],
   internal: ["Something went wrong on our side", "Try again. If it stays, give the request id below to whoever runs this service."],

@@ -83,8 +83,8 @@ def test_a_refusal_does_not_repeat_the_key(api):
 def two(make_api, make_local, request):
     """A service of two tenants; the first has a photo, in a diary and in the review queue."""
     api = make_api(keys={OTHER_KEY: f"other-{abs(hash(request.node.nodeid)):x}"})
-    pipeline = api.local.service.pipeline
-    pipeline.judge = pipeline.judge.adjusted({"review": 0.0})
+    judges = api.local.service.judges
+    judges.serving = judges.serving.adjusted({"review": 0.0})
     return api
 
 

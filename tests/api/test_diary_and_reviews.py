@@ -23,8 +23,8 @@ def photo(number: int) -> bytes:
 @pytest.fixture
 def unsure(api):
     """The service with a model that is never sure of a score."""
-    pipeline = api.local.service.pipeline
-    pipeline.judge = pipeline.judge.adjusted({"review": 0.0})
+    judges = api.local.service.judges
+    judges.serving = judges.serving.adjusted({"review": 0.0})
     return api
 
 
@@ -128,8 +128,8 @@ def test_a_day_has_the_mean_of_its_scores(api):
     ids = [api.result(data, ANA)["id"] for data in photos]
     for result_id, score in zip(ids, (1, 2, 2), strict=True):
         assert api.post(f"/v1/scores/{result_id}/review", json={"score": score}).status_code == 200
-    pipeline = api.local.service.pipeline
-    pipeline.judge = pipeline.judge.adjusted({"food": 1.0})
+    judges = api.local.service.judges
+    judges.serving = judges.serving.adjusted({"food": 1.0})
     assert api.result(photo(4), ANA)["status"] == "not_food"
     # The mean is the whole day's, however little of it is on the page.
     for limit in (1, 20):
@@ -236,8 +236,8 @@ def test_a_review_is_of_one_result_and_not_of_its_duplicates(unsure):
 
 
 def test_a_photo_of_no_food_has_no_score_to_correct(api):
-    pipeline = api.local.service.pipeline
-    pipeline.judge = pipeline.judge.adjusted({"food": 1.0})
+    judges = api.local.service.judges
+    judges.serving = judges.serving.adjusted({"food": 1.0})
     result_id = api.result(coffee_jpeg())["id"]
     is_problem(api.post(f"/v1/scores/{result_id}/review", json={"score": 3}), 409, "already_decided")
 

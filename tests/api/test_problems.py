@@ -38,6 +38,8 @@ CODES = {
     "needs_object_storage": (501, False),
     "results_unavailable": (503, True),
     "images_unavailable": (503, True),
+    "credentials_unavailable": (503, True),
+    "queue_unavailable": (503, True),
     "scorer_unavailable": (503, True),
     "deadline_exceeded": (504, True),
 }

@@ -129,8 +129,8 @@ def test_the_same_user_does_not_get_the_same_tip_twice_running(api):
 
 
 def test_a_photo_of_no_food_has_no_score_and_no_tip(api):
-    pipeline = api.local.service.pipeline
-    pipeline.judge = pipeline.judge.adjusted({"food": 1.0})
+    judges = api.local.service.judges
+    judges.serving = judges.serving.adjusted({"food": 1.0})
     result = Result.model_validate(api.result(coffee_jpeg()))
     assert (result.status, result.score, result.score_mean, result.score_probabilities, result.tip) == (
         "not_food", None, None, None, None,
@@ -139,8 +139,8 @@ def test_a_photo_of_no_food_has_no_score_and_no_tip(api):
 
 
 def test_a_doubtful_photo_waits_for_a_nutritionist_and_still_gets_a_tip(api):
-    pipeline = api.local.service.pipeline
-    pipeline.judge = pipeline.judge.adjusted({"review": 0.0})
+    judges = api.local.service.judges
+    judges.serving = judges.serving.adjusted({"review": 0.0})
     result = Result.model_validate(api.result(coffee_jpeg()))
     assert (result.status, result.score) == ("needs_review", None)
     assert result.score_probabilities is not None
@@ -176,8 +176,8 @@ def test_a_duplicate_of_a_duplicate_names_the_first(api):
 
 def test_other_thresholds_are_another_judgement(api):
     first = api.result(coffee_jpeg())
-    pipeline = api.local.service.pipeline
-    pipeline.judge = pipeline.judge.adjusted({"food": 1.0})
+    judges = api.local.service.judges
+    judges.serving = judges.serving.adjusted({"food": 1.0})
     second = api.result(coffee_jpeg())
     assert second["duplicate_of"] is None
     assert (first["status"], second["status"]) == ("scored", "not_food")
@@ -388,10 +388,14 @@ def test_a_key_may_have_255_characters(api):
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8"])
-def test_a_stored_photo_needs_object_storage(api, content_type):
-    body = json.dumps({"key": "inbox/lunch.jpg", "profile": {"user": "ana"}})
-    response = api.post("/v1/scores", content=body, headers={"Content-Type": content_type})
-    is_problem(response, 501, "needs_object_storage")
+def test_a_stored_photo_is_scored_by_its_key(api, content_type):
+    first = api.result(coffee_jpeg())
+    headers = {"Content-Type": content_type}
+    body = json.dumps({"key": first["image"]["key"], "profile": {"user": "ana"}})
+    again = api.post("/v1/scores", content=body, headers=headers).json()
+    assert (again["duplicate_of"], again["user"], again["image"]) == (first["id"], "ana", first["image"])
+    missing = api.post("/v1/scores", content=json.dumps({"key": "inbox/lunch.jpg"}), headers=headers)
+    is_problem(missing, 404, "not_found")
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ from pydantic import SecretStr, ValidationError
 from app.errors import BodyTooLarge, FoodDXError, ImageConflict, ImagesUnavailable, NotFound
 from app.stores.images import ImageStore, image_key
 from app.stores.s3 import Bucket, S3Credentials, S3Images, S3Limits, diagnose
+from loadtests.emulators import Verifier, swift
 from tests.photos import coffee_jpeg
-from tests.stores.emulators import Verifier, swift
 from tests.stores.faults import Fault, FaultProxy, emulated_s3, make_bucket
 
 KEY = image_key("tenant", "5a" * 32)

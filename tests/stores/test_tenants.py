@@ -79,6 +79,19 @@ class TestTenants:
         assert (changed.disabled, len(changed.keys)) == (True, 2)
         assert admin.all() == [changed]
 
+    def test_are_changed_once_by_a_change_that_is_sent_again(self, admin, monkeypatch):
+        admin.add(Tenant.first(KEY, "clinic"))
+        script, now = admin._change, datetime.now(UTC)
+
+        def answer_lost(**sent: Any) -> Any:
+            script(**sent)
+            return script(**sent)
+
+        monkeypatch.setattr(admin, "_change", answer_lost)
+        changed = admin.change("clinic", lambda found: found.with_new_key(now, timedelta(days=1))[0])
+        assert len(changed.keys) == 2
+        assert admin.all() == [changed]
+
     def test_that_cannot_be_read_are_no_empty_list(self, admin, ask, store):
         with redis.Redis.from_url(store.url) as client:
             client.hset(TENANTS, "clinic", '{"id": "clinic", "unheard_of": 1}')

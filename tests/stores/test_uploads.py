@@ -30,8 +30,8 @@ from app.errors import NotFound
 from app.stores.images import ImageStore
 from app.stores.s3 import Bucket, S3Credentials, S3Images
 from app.stores.uploads import UploadForm, presign_post, upload_form
+from loadtests.emulators import Verifier, ministack
 from tests.photos import coffee_jpeg
-from tests.stores.emulators import Verifier, ministack
 from tests.stores.faults import emulated_s3, make_bucket
 
 NOW = datetime(2026, 2, 28, 23, 59, 30, 999_999, UTC)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.pretty import pretty_repr
 
-from app.errors import FoodDXError, ImagesUnavailable
+from app.errors import CredentialsUnavailable, FoodDXError
 from app.tenants.credentials import Credentials, Secrets, data_keys, decrypt, encrypt, reseal, rotate
 from app.tenants.envelope import (
     CredentialsError,
@@ -196,7 +196,7 @@ class TestTheCache:
                 assert len(keys.calls) == calls
             keys.error = KeysDenied
             clock.now += 1
-            with pytest.raises(ImagesUnavailable):
+            with pytest.raises(CredentialsUnavailable):
                 await cache.get("clinic-a", text)
 
         asyncio.run(story())
@@ -232,7 +232,7 @@ class TestTheCache:
         async def story() -> None:
             cache = Credentials(keys)
             await cache.get("clinic-a", text)
-            with pytest.raises(ImagesUnavailable, match="wrong_tenant"):
+            with pytest.raises(CredentialsUnavailable, match="wrong_tenant"):
                 await cache.get("clinic-b", text)
 
         asyncio.run(story())
@@ -243,7 +243,7 @@ class TestTheCache:
         async def story() -> None:
             cache = Credentials(keys)
             keys.error = KeysUnavailable
-            with pytest.raises(ImagesUnavailable, match="keys_unavailable") as away:
+            with pytest.raises(CredentialsUnavailable, match="keys_unavailable") as away:
                 await cache.get("clinic-a", text)
             assert away.value.retryable
             assert away.value.retry_after_s == 1
@@ -261,7 +261,7 @@ class TestTheCache:
         async def story() -> FoodDXError:
             cache = Credentials(keys)
             await cache.get("clinic-b", encrypt(MINE, "clinic-b", keys))
-            with pytest.raises(ImagesUnavailable, match="damaged") as raised:
+            with pytest.raises(CredentialsUnavailable, match="damaged") as raised:
                 await cache.get("clinic-a", broken)
             assert SECRET not in repr(vars(cache))
             return raised.value

@@ -1,3 +1,5 @@
+# swift and eventlet are not in the lock, so nothing is known here of their types.
+# mypy: disable-error-code="import-not-found"
 """OpenStack Swift in one process, for the tests: run by the interpreter of swift's own environment.
 
 Everything it needs, from rings to data, lies in the folder that is its argument. All servers listen on ports
@@ -65,6 +67,7 @@ use = egg:swift#encryption
 
 
 def main() -> None:
+    """Serve until the standard input ends."""
     servers = {"account": account_server, "container": container_server, "object": object_server}
     (ROOT / "devices" / "disk").mkdir(parents=True)
     sockets = {name: eventlet.listen(("127.0.0.1", 0)) for name in (*servers, "proxy")}
