@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Protocol
@@ -53,15 +53,17 @@ class Arrivals:
         pipeline: Pipeline,
         places: Places,
         max_bytes: int,
+        delete: Callable[[str, str], Awaitable[None]],
         send: Send | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Put the parts together; without ``send`` nothing can be answered later."""
+        """Put the parts together; ``delete`` deletes a result; without ``send`` nothing is answered later."""
         self._images = images
         self._results = results
         self._pipeline = pipeline
         self._places = places
         self._max_bytes = max_bytes
+        self._delete = delete
         self._send = send
         self._clock = clock
 
@@ -70,7 +72,6 @@ class Arrivals:
 
         Raises:
             NeedsObjectStorage: the tenant's photos are in a folder.
-            BodyTooLarge: larger than any photo may be.
             ResultsUnavailable, ImagesUnavailable, CredentialsUnavailable.
         """
         images = await self._images(tenant)
@@ -110,7 +111,7 @@ class Arrivals:
         Args:
             tenant: who asks.
             key: of the photo.
-            profile: for whom the tip is; None: whoever it was uploaded for.
+            profile: for whom the tip is; None or an empty one: whoever it was uploaded for.
             stages: gets the time of each stage.
             budget_s: as in ``Pipeline.run``; reading the photo counts.
             idempotency_key: of the request.
@@ -128,23 +129,41 @@ class Arrivals:
             raise NotFound("This photo is not stored.")
         started = time.monotonic()
         images = await self._images(tenant)
-        result_id = result_id_of(key) or result_id
+        result_id, job = result_id_of(key) or result_id, None
         if result_id:
             body, job = await self._results.find(tenant, result_id)
             if body is not None:
                 await self._claimed(images, tenant, key)
                 return body
-            profile = profile or (Job.model_validate_json(job).profile if job else None)
+            _check_wanted(job)
         budget_s = min(budget_s or self._pipeline.budget_s, self._pipeline.budget_s)
-        data = await self._fetch(images, key, stages, budget_s)
+        try:
+            data = await self._fetch(images, key, stages, budget_s)
+        except NotFound:
+            # Whoever scored it since then has taken the upload away.
+            body = await self._results.get(tenant, result_id) if result_id else None
+            if body is None:
+                raise
+            return body
         photo = Photo(
-            data, hashlib.sha256(data).hexdigest(), tenant, profile or Profile(), idempotency_key, request_id,
-            result_id,
+            data, hashlib.sha256(data).hexdigest(), tenant, _for_whom(profile, job), idempotency_key,
+            request_id, result_id,
         )  # fmt: skip
         left_s = budget_s - (time.monotonic() - started)
         body = await self._pipeline.run(photo, stages, max(left_s, 0.001))
+        if job and result_id:
+            await self._undo_unwanted(tenant, result_id)
         await self._claimed(images, tenant, key)
         return body
+
+    async def _undo_unwanted(self, tenant: str, result_id: str) -> None:
+        """Take a result back that was deleted while it was being made; NotFound then."""
+        _, job = await self._results.find(tenant, result_id)
+        try:
+            _check_wanted(job)
+        except NotFound:
+            await self._delete(tenant, result_id)
+            raise
 
     async def _fetch(self, images: ImageStore, key: str, stages: Stages, budget_s: float) -> bytes:
         try:
@@ -194,21 +213,26 @@ class Arrivals:
             await self._tell(photo.tenant, key)
         except FoodDXError:
             if not photo.idempotency_key:  # with one, a retry comes for this very id
-                with suppress(FoodDXError):
-                    await images.delete(key)
-                    await self._results.forget_job(photo.tenant, result_id)
+                self._pipeline.in_background(self._forget(photo.tenant, result_id, images))
             raise
         return result_id
+
+    async def _forget(self, tenant: str, result_id: str, images: ImageStore) -> None:
+        """What was not answered 202 need not be scored; where it is all the same, nobody knows its id."""
+        with suppress(FoodDXError):
+            await self._results.forget_job(tenant, result_id)
+        with suppress(FoodDXError):
+            await images.delete(upload_key(tenant, result_id))
 
     async def later_by_key(self, tenant: str, key: str, profile: Profile) -> str:
         """The same for a photo that is stored already. Raises as ``score`` and ``later``."""
         if not self._places.owns(tenant, key):
             raise NotFound("This photo is not stored.")
         result_id = await self.id_of(tenant, key)
-        body, _ = await self._results.find(tenant, result_id)
+        body, job = await self._results.find(tenant, result_id)
         if body is None:
             await (await self._images(tenant)).head(key)  # NotFound is for whoever asks, not for the intake
-            await self._results.put_job(tenant, result_id, _job(profile))
+            await self._results.put_job(tenant, result_id, _job(_for_whom(profile, job)))
             await self._tell(tenant, key)
         return result_id
 
@@ -233,6 +257,18 @@ class Arrivals:
                 await self._send(json.dumps({"bucket": bucket, "key": object_key}))
         except TimeoutError:  # the message may come all the same: it does no harm
             raise QueueUnavailable("The intake queue is slow.", retry_after_s=1) from None
+
+
+def _for_whom(profile: Profile | None, job: bytes | None) -> Profile:
+    """As is said now, or else as was said when the photo was uploaded."""
+    if job and profile in (None, Profile()):
+        return Job.model_validate_json(job).profile
+    return profile or Profile()
+
+
+def _check_wanted(job: bytes | None) -> None:
+    if job and Job.model_validate_json(job).deleted:
+        raise NotFound("The result was deleted before it was made.")
 
 
 def _job(profile: Profile) -> bytes:

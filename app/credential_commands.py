@@ -47,7 +47,7 @@ _REMEDIES = {
 
 
 def add_credential_commands(commands: Any) -> None:
-    """``fooddx credentials encrypt|rotate|check``."""
+    """``fooddx credentials encrypt|rotate|check|remove``."""
     group = commands.add_parser("credentials", help="what opens a tenant's own store, sealed")
     kinds = group.add_subparsers(required=True, metavar="COMMAND")
 
@@ -70,6 +70,10 @@ def add_credential_commands(commands: Any) -> None:
     checking = kinds.add_parser("check", help="open them, and try the tenant's own store")
     checking.add_argument("tenant", metavar="TENANT")
     checking.set_defaults(command=_check)
+
+    removing = kinds.add_parser("remove", help="forget them")
+    removing.add_argument("tenant", metavar="TENANT")
+    removing.set_defaults(command=_remove)
 
 
 def _keys(settings: Settings) -> KeyService:
@@ -106,6 +110,13 @@ def _encrypt(options: argparse.Namespace) -> int:
     with tenant_admin() as admin:
         admin.change(options.tenant, lambda one: one.model_copy(update={"credentials": sealed(one.id)}))
     OUT.print(f"[green]✓[/] {options.tenant}: {', '.join(sorted(credentials))} sealed.")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    with tenant_admin() as admin:
+        admin.change(options.tenant, lambda one: one.model_copy(update={"credentials": ""}))
+    OUT.print(f"[green]✓[/] {options.tenant} has no credentials any more.")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import shutil
@@ -16,10 +17,12 @@ from pathlib import Path
 
 import redis
 
+from app.errors import ImagesUnavailable, QueueUnavailable
 from app.judge import TableJudge
 from app.settings import Settings, SettingsError, load_settings
 from app.stores.connection import check_server
 from app.stores.embedded import EmbeddedStore, EmbeddedStoreError
+from app.stores.images import ImageStore
 from models.build import is_built
 from models.manifest import load_manifest
 from models.registry import Registry
@@ -52,6 +55,8 @@ def examine() -> Iterator[Finding]:
         _data,
         _key,
         _models,
+        _photos,
+        _queue,
         _results,
         _port,
         _front,
@@ -122,6 +127,43 @@ def _models(settings: Settings) -> Finding:
     if missing:
         return Finding("models", True, f"{', '.join(missing)}: will be built at the next start")
     return Finding("models", True, f"{judge.model.name}, version {judge.model.version}, built")
+
+
+def _photos(settings: Settings) -> Finding:
+    if not settings.on_s3:
+        return Finding("photos", True, f"in {settings.store}")
+    try:
+        asyncio.run(ImageStore.at(settings.store, kms_key_id=settings.photo_key).ping())
+    except ImagesUnavailable as error:
+        return Finding("photos", False, error.detail, "docs/aws/README.md says what the role must allow")
+    return Finding("photos", True, f"{settings.store} takes writes")
+
+
+def _queue(settings: Settings) -> Finding:
+    if not settings.queue:
+        return Finding("queue intake", True, "off")
+    try:
+        receives = asyncio.run(_receives(settings.queue))
+    except QueueUnavailable as error:
+        return Finding("queue intake", False, error.detail, "correct FOODDX_QUEUE, or what the role may do")
+    if receives is not None and receives <= settings.intake_tries:
+        return Finding(
+            "queue intake",
+            False,
+            f"the queue itself gives up after {receives} deliveries, before the intake can say why",
+            f"lower FOODDX_INTAKE_TRIES below {receives}, or raise the queue's maxReceiveCount",
+        )
+    return Finding("queue intake", True, "the queue answers")
+
+
+async def _receives(url: str) -> int | None:
+    from app.stores.queue import Queue  # noqa: PLC0415 - only where there is one
+
+    queue = Queue(url)
+    try:
+        return await queue.max_receives()
+    finally:
+        await queue.close()
 
 
 def _results(settings: Settings) -> Finding:

@@ -21,6 +21,7 @@ from app.errors import FoodDXError, NotFound, Overloaded, QueueUnavailable, Resu
 from app.events import Arrival, MalformedMessage, parse
 from app.schemas import Failure, Job
 from app.service import Service
+from app.stores.images import READY_KEY
 from app.stores.queue import MAX_BATCH, Received
 from app.telemetry import Stages, logger
 from app.tenants.places import Place, is_kept
@@ -31,7 +32,9 @@ BUDGET_S: Final = 10.0
 # So long may a stop take longer than the photos in hand, and so long a paused intake stays blind.
 _POLL_S: Final = 5
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
-_LONGEST_BACKOFF_S: Final = 300
+# How long a message stays away after its first, second and any further try, at most: what is brief is over
+# by the second, and an outage of one tenant's store or key by the last.
+_BACKOFFS_S: Final = (5, 60, 600)
 _LEAST_VISIBLE_S: Final = 3
 
 
@@ -200,7 +203,7 @@ class Intake:
         self._service.meter.add("fooddx_intake_in_flight", len(self._in_hand))
         if not task.cancelled() and (error := task.exception()):
             # The message comes again when its time is over; its tries are counted by the queue.
-            logger.error("message failed", exc_info=error, extra={"message": message.id})
+            logger.error("message failed", exc_info=error, extra={"message_id": message.id})
 
     async def _either(self, work: Awaitable[Any]) -> Any:
         """What ``work`` gives, or None as soon as this is to stop."""
@@ -233,13 +236,14 @@ class Intake:
             over.set()
             await keeping  # a call of it that is under way would undo what comes now
         if isinstance(verdict, _Again) and message.tries < self._tries:
-            logger.warning("message tried again", extra={"message": message.id, "code": verdict.code})
+            logger.warning("message tried again", extra={"message_id": message.id, "code": verdict.code})
             self._count("again")
-            longest = min(_LONGEST_BACKOFF_S, 4**message.tries)
-            await self._queue.hide(message, random.randint(1, longest))  # noqa: S311 - spreads load
+            longest = _BACKOFFS_S[min(message.tries, len(_BACKOFFS_S)) - 1]
+            away_s = random.randint(longest // 2, longest)  # noqa: S311 - spreads load
+            await self._queue.hide(message, away_s)
             return
         if verdict:
-            logger.error("message given up", extra={"message": message.id, "code": verdict.code})
+            logger.error("message given up", extra={"message_id": message.id, "code": verdict.code})
             await self._dead_letters.send(message.body, {"code": verdict.code, "reason": verdict.reason})
             self._count("given_up")
         else:
@@ -284,7 +288,8 @@ class Intake:
             place = self._service.places.of(arrival.bucket, arrival.key)
         if place is None or place.tenant.disabled:
             return _GiveUp("not_found", "The object is under no tenant's name.")
-        if arrival.etag and is_kept(place.tenant.id, place.key):
+        own = is_kept(place.tenant.id, place.key) or place.key == READY_KEY
+        if arrival.etag and own:
             return None  # an event about what the service itself has stored
         asked = 0
         while True:
@@ -326,13 +331,14 @@ class Intake:
                 return _Again(error.code, error.detail)
         try:
             result_id = await self._service.arrivals.id_of(tenant, place.key, arrival.version or arrival.etag)
-            body, job = await self._service.results.find(tenant, result_id)
-            if isinstance(error, NotFound) and body is not None:
-                return None  # another message about the same object was first, and took the upload away
+            _, job = await self._service.results.find(tenant, result_id)
             if job is not None:
+                known = Job.model_validate_json(job)
+                if known.deleted:
+                    return None
                 failed = Failure(code=error.code, detail=error.detail)
-                known = Job.model_validate_json(job).model_copy(update={"failed": failed})
-                await self._service.results.put_job(tenant, result_id, known.model_dump_json().encode())
+                told = known.model_copy(update={"failed": failed}).model_dump_json().encode()
+                await self._service.results.put_job(tenant, result_id, told)
             elif isinstance(error, NotFound) and arrival.etag:
                 return None  # it was there when the event was sent, and somebody deleted it since
         except FoodDXError as untold:

@@ -164,7 +164,7 @@ class Pipeline:
                 body = await self._run(request)
         except BaseException as error:
             if request:
-                self._in_background(self._abandon(request))
+                self.in_background(self._abandon(request))
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
                     f"The photo could not be scored within {budget_s * 1000:.0f} ms.", retry_after_s=1
@@ -339,7 +339,8 @@ class Pipeline:
         except FoodDXError as error:
             logger.warning("cleanup postponed", extra={"request_id": photo.request_id, "code": error.code})
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Clean up after a failed request, while nobody waits for it."""
         task = asyncio.create_task(work)
         self._cleanups.add(task)
         task.add_done_callback(self._cleanups.discard)

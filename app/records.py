@@ -19,7 +19,7 @@ from app.tenants.places import upload_key
 # Far longer than any claim lasts, so that the sweep never meets a request that is still alive.
 SWEEP_AGE = timedelta(minutes=10)
 # A photo is in work for about a second at most.
-_BUSY_TRIES = 60
+_BUSY_TRIES = 15
 _BUSY_WAIT_S = 0.05
 
 
@@ -48,10 +48,11 @@ class Records:
         body, job = await self._results.find(tenant, result_id)
         if body is not None:
             return Result.model_validate_json(body)
-        if job is None:
+        known = Job.model_validate_json(job) if job else Job(deleted=True)
+        if known.deleted:
             raise NotFound("There is no result with this id.")
-        if failed := Job.model_validate_json(job).failed:
-            raise by_code(failed.code, failed.detail)
+        if known.failed:
+            raise by_code(known.failed.code, known.failed.detail)
         return None
 
     async def image(self, tenant: str, result_id: str) -> tuple[bytes, str]:
@@ -107,12 +108,14 @@ class Records:
         images = await self._images(tenant)
         body, job = await self._results.find(tenant, result_id)
         if body is None:
-            if job is None:
+            if job is None or Job.model_validate_json(job).deleted:
                 raise NotFound("There is no result with this id.")
-            # Nothing is scored yet. The intake will find neither photo nor job, and let it be.
+            await self._results.put_job(tenant, result_id, Job(deleted=True).model_dump_json().encode())
             await images.delete(upload_key(tenant, result_id))
-            await self._results.forget_job(tenant, result_id)
-            return
+            # Whoever has the photo in work sees the mark after it has written the result, or has by now.
+            body, _ = await self._results.find(tenant, result_id)
+            if body is None:
+                return
         result = Result.model_validate_json(body)
         sha256, token = result.image.sha256, uuid_utils.uuid4().hex
         for _ in range(_BUSY_TRIES):

@@ -223,10 +223,14 @@ class Failure(Wire):
 
 
 class Job(Wire):
-    """What is kept of a photo that has no result yet. Not part of the HTTP contract."""
+    """What is kept of a photo that has no result yet. Not part of the HTTP contract.
+
+    ``deleted``: whoever has it in work must not make a result of it.
+    """
 
     profile: Profile = Profile()
     failed: Failure | None = None
+    deleted: bool = False
 
 
 class ScoreByKey(Wire):

@@ -131,6 +131,7 @@ class Service:
         pipeline = Pipeline(
             images=images, results=results, score=score, judge=judges.of, budget_s=budget_s, meter=meter
         )
+        records = Records(images, results, meter)
         return cls(
             settings=settings,
             access=access,
@@ -145,9 +146,10 @@ class Service:
                 pipeline=pipeline,
                 places=places,
                 max_bytes=settings.max_body_bytes,
+                delete=records.delete,
                 send=send,
             ),
-            records=Records(images, results, meter),
+            records=records,
             admission=Admission(settings.max_in_flight, meter),
             meter=meter,
             scorer_ready=scorer_ready,

@@ -82,7 +82,8 @@ def serve_forever(settings: Settings, console: Console) -> None:
         log = settings.data_dir / "serve.log"
         stack.callback(_end_descendants, spare=store)
         cluster = stack.enter_context(_cluster(settings, api_key, run_dir, log))
-        with _step(console, "Ray, and on it the ingress, the preprocessor and the scorer"):
+        parts = "the ingress, the intake," if settings.queue else "the ingress,"
+        with _step(console, f"Ray, and on it {parts} the preprocessor and the scorer"):
             _wait_until_ready(settings, cluster, stop, log)
         if not stop.is_set():
             console.print(_ready_block(settings, api_key, sample, time.perf_counter() - started))

@@ -168,6 +168,8 @@ def _set(options: argparse.Namespace) -> int:
     with tenant_admin() as admin:
         admin.change(options.tenant, lambda tenant: tenant.model_copy(update=uses))
     OUT.print(f"[green]✓[/] {options.tenant}: {', '.join(uses)} changed, {_soon()}.")
+    if "store" in uses:
+        OUT.print("Photos are looked for in the new store from now on: copy those it has, if there are any.")
     return 0
 
 

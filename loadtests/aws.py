@@ -123,11 +123,18 @@ def create_stack(made: Account, name: str = "fooddx") -> Cloud:
         EmulatorError: the stack could not be created; the text says which resource and why.
     """
     template, _ = decode_str(TEMPLATE.read_text())
+    with contextlib.closing(made.client("sts")) as sts:
+        number = sts.get_caller_identity()["Account"]
+    parameters = {
+        "Name": name,
+        "TenantBucketArns": f"arn:aws:s3:::{OWN_BUCKET}",
+        "TenantAccounts": number,
+    }
     with contextlib.closing(made.client("cloudformation")) as cloudformation:
         cloudformation.create_stack(
             StackName=name,
             TemplateBody=json.dumps(for_emulator(template)),
-            Parameters=[{"ParameterKey": "Name", "ParameterValue": name}],
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
             Capabilities=["CAPABILITY_IAM"],
         )
         while (stack := cloudformation.describe_stacks(StackName=name)["Stacks"][0])["StackStatus"].endswith(
@@ -183,29 +190,15 @@ def seed(cloud: Cloud, tenants: TenantAdmin) -> dict[str, str]:
 def own_bucket(cloud: Cloud, bucket: str) -> KeyPair:
     """A bucket that a tenant brings, which tells our queue of uploads; the keys that it gives us."""
     arn = f"arn:aws:s3:::{bucket}"
-    queue_url = cloud.outputs["IntakeQueueUrl"]
-    with (
-        contextlib.closing(cloud.account.client("sqs")) as sqs,
-        contextlib.closing(cloud.account.client("s3")) as s3,
-    ):
+    with contextlib.closing(cloud.account.client("s3")) as s3:
         s3.create_bucket(Bucket=bucket)
-        asked = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["Policy", "QueueArn"])
-        queue = asked["Attributes"]["QueueArn"]
-        policy = json.loads(asked["Attributes"]["Policy"])
-        policy["Statement"].append(
-            {
-                "Sid": "EventsOfTenant",
-                "Effect": "Allow",
-                "Principal": {"Service": "s3.amazonaws.com"},
-                "Action": "sqs:SendMessage",
-                "Resource": queue,
-                "Condition": {"ArnEquals": {"aws:SourceArn": arn}},
-            }
-        )
-        sqs.set_queue_attributes(QueueUrl=queue_url, Attributes={"Policy": json.dumps(policy)})
         # Of what the service itself writes there, outside uploads/, it is not told.
         rule = {"Key": {"FilterRules": [{"Name": "prefix", "Value": "uploads/"}]}}
-        notice = {"QueueArn": queue, "Events": ["s3:ObjectCreated:*"], "Filter": rule}
+        notice = {
+            "QueueArn": cloud.outputs["IntakeQueueArn"],
+            "Events": ["s3:ObjectCreated:*"],
+            "Filter": rule,
+        }
         s3.put_bucket_notification_configuration(
             Bucket=bucket, NotificationConfiguration={"QueueConfigurations": [notice]}
         )

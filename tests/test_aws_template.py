@@ -30,6 +30,7 @@ from moto.core.authorization import enable_iam_authentication
 from moto.server import ThreadedMotoServer
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
+from app.settings import Settings
 from app.tenants.package import HANDLER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,8 @@ NO_CLOUDFORMATION_IN_MOTO = {"AWS::S3::BucketPolicy", "AWS::SQS::QueuePolicy", "
 EVERYTHING = {
     "PhotoRetentionDays": "90",
     "PhotoKeyArn": f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+    "TenantBucketArns": "arn:aws:s3:::clinic-b-photos,arn:aws:s3:::clinic-c",
+    "TenantAccounts": "210987654321,321098765432",
     "NoticeQueueArn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:notices",
     "AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:alarms",
     "DecryptorCodeBucket": "template-code",
@@ -220,8 +223,9 @@ def test_what_expires_and_when(plain: Stack, full: Stack) -> None:
     )
     assert rules.keys() == {"unclaimed", "unfinished"}
     assert rules["unclaimed"]["Prefix"] == "uploads/"
-    # A dead letter that is sent back on its last day still finds its photo.
-    assert rules["unclaimed"]["ExpirationInDays"] * DAY > plain["DeadLetterQueue"]["MessageRetentionPeriod"]
+    # A dead letter that is sent back on its last day still finds its photo, however long it waited before.
+    lives = [plain[queue]["MessageRetentionPeriod"] for queue in ("IntakeQueue", "DeadLetterQueue")]
+    assert rules["unclaimed"]["ExpirationInDays"] * DAY > sum(lives)
     assert more["retention"] == {"Id": "retention", "Status": "Enabled", "ExpirationInDays": 90}
     # A version would outlive the deletion that was answered 204.
     assert "VersioningConfiguration" not in plain["PhotoBucket"]
@@ -266,20 +270,45 @@ def test_an_upload_becomes_a_message_and_a_poison_message_a_dead_letter(aws: Cli
 def test_who_may_send_to_the_queues(stack: Stack) -> None:
     bucket, queue = f"arn:aws:s3:::{stack['PhotoBucket']['BucketName']}", stack["IntakeQueue"]["QueueName"]
     intake = f"arn:aws:sqs:{REGION}:{ACCOUNT}:{queue}"
-    (allowed,) = [s for name, s in stack.statements() if "QueuePolicy" in name and s["Effect"] == "Allow"]
-    assert {key: value for key, value in allowed.items() if key != "Sid"} == {
-        "Effect": "Allow",
-        "Principal": {"Service": "s3.amazonaws.com"},
-        "Action": "sqs:SendMessage",
-        "Resource": intake,
-        "Condition": {
-            "ArnEquals": {"aws:SourceArn": bucket},
-            "StringEquals": {"aws:SourceAccount": ACCOUNT},
-        },
-    }
+    senders: dict[str, tuple[Any, Any]] = {"EventsOfPhotoBucket": (bucket, ACCOUNT)}
+    if queue == "template-full-intake":
+        buckets, accounts = (EVERYTHING[name].split(",") for name in ("TenantBucketArns", "TenantAccounts"))
+        senders["EventsOfTenantBuckets"] = buckets, accounts
+    allowed = [s for name, s in stack.statements() if "QueuePolicy" in name and s["Effect"] == "Allow"]
+    assert allowed == [
+        {
+            "Sid": sid,
+            "Effect": "Allow",
+            "Principal": {"Service": "s3.amazonaws.com"},
+            "Action": "sqs:SendMessage",
+            "Resource": intake,
+            "Condition": {
+                "ArnEquals": {"aws:SourceArn": sender},
+                "StringEquals": {"aws:SourceAccount": account},
+            },
+        }
+        for sid, (sender, account) in senders.items()
+    ]
     redrive = {"redrivePermission": "byQueue", "sourceQueueArns": [intake]}
     assert stack["DeadLetterQueue"]["RedriveAllowPolicy"] == redrive
-    assert stack["DeadLetterQueue"]["MessageRetentionPeriod"] == 14 * DAY
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "taken"),
+    [
+        ("TenantBucketArns", "arn:aws:s3:::clinic-b.photos", True),
+        ("TenantBucketArns", "arn:aws:s3:::*", False),
+        ("TenantBucketArns", "arn:aws:s3:::clinic-b/*", False),
+        ("TenantBucketArns", "clinic-b", False),
+        ("TenantAccounts", "210987654321", True),
+        ("TenantAccounts", "*", False),
+    ],
+)
+def test_whom_the_operator_may_let_in(plain: Stack, parameter: str, value: str, taken: bool) -> None:
+    # moto does not look at patterns; CloudFormation matches each item as a whole.
+    pattern = parameters()[parameter]["AllowedPattern"]
+    assert bool(re.fullmatch(pattern, value)) is taken
+    assert re.fullmatch(pattern, parameters()[parameter]["Default"])
 
 
 def test_alarms(plain: Stack, full: Stack) -> None:
@@ -326,20 +355,18 @@ def test_bucket_and_queues_refuse_what_is_not_tls(stack: Stack) -> None:
     )
 
 
-READS, WRITES, DELETES = "get_object", "put_object", "delete_object"
-
-
 @pytest.mark.parametrize(
-    ("policy", "photos", "uploads", "lists"),
+    ("policy", "opens"),
     [
-        ("IngressPolicy", {READS, WRITES, DELETES}, {READS, WRITES, DELETES}, True),
-        ("IntakePolicy", {READS, WRITES}, {READS, WRITES, DELETES}, True),
-        ("CredentialReaderPolicy", set(), set(), False),
-        ("HeadPolicy", set(), set(), False),
+        ("PhotoPolicy", True),
+        ("IngressPolicy", False),
+        ("IntakePolicy", False),
+        ("CredentialReaderPolicy", False),
+        ("HeadPolicy", False),
     ],
 )
-def test_the_objects_each_policy_opens(
-    aws: Client, plain: Stack, policy: str, photos: set[str], uploads: set[str], lists: bool
+def test_one_policy_opens_the_photos_and_no_other_bucket(
+    aws: Client, plain: Stack, policy: str, opens: bool
 ) -> None:
     # moto enforces IAM for S3, down to the resource. Of other services it knows only the resource "*".
     iam, bucket, other = aws("iam"), plain["PhotoBucket"]["BucketName"], f"other-than-{policy.lower()}"
@@ -359,14 +386,13 @@ def test_the_objects_each_policy_opens(
             return str(error.response["Error"]["Code"]) != "AccessDenied"
         return True
 
-    def opened(bucket: str, prefix: str) -> set[str]:
-        return {c for c in (READS, WRITES, DELETES) if may(c, Bucket=bucket, Key=f"{prefix}/1")}
+    def opened(bucket: str, key: str) -> list[bool]:
+        return [may(call, Bucket=bucket, Key=key) for call in ("get_object", "put_object", "delete_object")]
 
     with enable_iam_authentication():
-        assert opened(bucket, "default/ab") == photos
-        assert opened(bucket, "uploads/default") == uploads
-        assert opened(other, "uploads/default") == set()
-        assert may("list_objects_v2", Bucket=bucket) is lists
+        assert opened(bucket, "default/ab/1") == opened(bucket, "uploads/default/1") == [opens] * 3
+        assert opened(other, "uploads/default/1") == [False] * 3
+        assert may("list_objects_v2", Bucket=bucket) is opens
         assert not may("delete_bucket_policy", Bucket=bucket)
 
 
@@ -412,12 +438,17 @@ def test_the_function(aws: Client, plain: Stack, full: Stack) -> None:
 # --- docs/aws/README.md ---------------------------------------------------------------------------
 
 
-def defaults() -> Iterator[tuple[str, str]]:
-    """Every parameter with its default."""
-    parameters = (
+def parameters() -> dict[str, dict[str, Any]]:
+    """The template's, once a stack is made of it."""
+    found: dict[str, dict[str, Any]] = (
         cloudformation_backends[ACCOUNT][REGION].get_stack("template-plain").template_dict["Parameters"]
     )
-    return ((name, str(parameter["Default"])) for name, parameter in parameters.items())
+    return found
+
+
+def defaults() -> Iterator[tuple[str, str]]:
+    """Every parameter with its default."""
+    return ((name, str(parameter["Default"])) for name, parameter in parameters().items())
 
 
 def table(heading: str) -> list[list[str]]:
@@ -453,3 +484,14 @@ def test_every_permission_and_its_holder_is_in_the_readme(full: Stack) -> None:
 def test_every_parameter_and_output_is_in_the_readme(full: Stack) -> None:
     assert {code(name)[0]: "".join(code(d)) for name, d, _ in table("## Parameters")} == dict(defaults())
     assert {code(name)[0] for name, _ in table("## Outputs")} == full.outputs.keys()
+
+
+def test_the_settings_that_are_named_exist_and_fit() -> None:
+    named = set(re.findall(r"settings? `(\w+)`", README))
+    assert {"store", "queue", "dead_letter_queue", "credential_key", "photo_key", "notice_queue"} <= named
+    assert named <= Settings.model_fields.keys()
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_intake_gives_up_before_sqs_does() -> None:
+    assert Settings.model_fields["intake_tries"].default < int(dict(defaults())["MaxReceives"])

@@ -19,6 +19,7 @@ from botocore.model import ServiceModel, Shape
 from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 from ray._private.label_utils import validate_node_label_syntax
+from ray.autoscaler._private.aws import config as rays_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,7 @@ def test_a_misspelt_key_is_caught_by_rays_schema(cluster: dict[str, Any], path: 
         ({"InstanceTyp": "g6.xlarge"}, "InstanceTyp"),
         ({"InstanceType": "g66.xlarge"}, "g66.xlarge"),
         ({"MetadataOptions": {"HttpToken": "required"}}, "HttpToken"),
+        ({"IamInstanceProfile": {"ARN": "arn:aws:iam::123456789012:instance-profile/head"}}, "ARN"),
         ({"MetadataOptions": {"HttpTokens": "yes"}}, "HttpTokens"),
         ({"BlockDeviceMappings": [{"Ebs": {"VolumeSize": "120"}}]}, "VolumeSize"),
     ],
@@ -146,6 +148,32 @@ def test_ray_is_never_left_to_open_ssh_to_the_world(cluster: dict[str, Any]) -> 
     assert all(config["SecurityGroupIds"] for config in node_configs(cluster).values())
     assert "security_group" not in cluster["provider"]
     assert "0.0.0.0/0" not in yaml.safe_dump(cluster)
+
+
+def test_head_and_cpu_nodes_have_a_role_each_and_gpu_nodes_none(cluster: dict[str, Any]) -> None:
+    roles = {name: config.get("IamInstanceProfile") for name, config in node_configs(cluster).items()}
+    profile = "arn:aws:iam::123456789012:instance-profile/fooddx-{}InstanceProfile-REPLACE"
+    assert roles == {
+        "head": {"Arn": profile.format("Head")},
+        "cpu": {"Arn": profile.format("Cpu")},
+        "gpu-spot": None,
+        "gpu-on-demand": None,
+    }
+
+
+def test_ray_is_never_left_to_make_a_role(cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def ask(*_: Any) -> None:
+        raise Asked
+
+    monkeypatch.setattr(rays_aws, "_get_instance_profile", ask)  # where Ray's default role begins
+    prepared = prepare_config(cluster)
+    assert rays_aws._configure_iam_role(copy.deepcopy(prepared)) == prepared
+    del node_configs(prepared)["head"]["IamInstanceProfile"]
+    with pytest.raises(Asked):
+        rays_aws._configure_iam_role(prepared)
 
 
 def test_gpu_nodes_are_spot_first_with_an_on_demand_alternative(cluster: dict[str, Any]) -> None:
@@ -196,6 +224,7 @@ def test_serve_variables_are_set_before_ray_starts(
 ) -> None:
     environment, _ = start(cluster, commands, tmp_path)
     assert environment.items() >= SERVE_VARIABLES.items()
+    assert environment["AWS_REGION"] == cluster["provider"]["region"]
 
 
 def test_the_dashboard_stays_on_the_heads_loopback(cluster: dict[str, Any], tmp_path: Path) -> None:

@@ -275,6 +275,16 @@ class TestRotate:
         assert not (data / KEY_FILE).exists()
 
 
+class TestRemove:
+    def test_forgets_them(self, fooddx, clinic, data, say):
+        say(MINE)
+        assert fooddx("credentials", "encrypt", "clinic")[0] == 0
+        assert fooddx("credentials", "remove", "clinic")[0] == 0
+        status, out, _ = fooddx("tenant", "list")
+        assert status == 0
+        assert "sealed" not in out
+
+
 class TestCheck:
     def test_opens_and_tries_the_store(self, fooddx, clinic, keys, moto, bucket):
         own = MINE | {"endpoint": moto, "region": "eu-west-1"}

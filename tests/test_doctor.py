@@ -1,11 +1,16 @@
 """``fooddx doctor``: each part is found fine where it is, and named with a remedy where it is not."""
 
+import contextlib
+import json
+import os
 import shutil
 import socket
 import sys
 from collections import namedtuple
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from app import cli, doctor
 from app.doctor import Finding, examine
@@ -33,8 +38,8 @@ def finding(part: str) -> Finding:
 def test_a_machine_that_is_fine_is_found_fine():
     findings = list(examine())
     assert [finding.part for finding in findings] == [
-        "python", "settings", "packages", "data folder", "API key", "models", "result store", "port",
-        "HAProxy",
+        "python", "settings", "packages", "data folder", "API key", "models", "photos", "queue intake",
+        "result store", "port", "HAProxy",
     ]  # fmt: skip
     assert all(finding.fine for finding in findings), findings
 
@@ -44,6 +49,55 @@ def test_an_old_python(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 14))
     assert finding("python").remedy == "use 3.11 or newer"
     assert not finding("python").fine
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    """An emulated account with one bucket and a queue that gives up after four deliveries."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with (
+        contextlib.closing(boto3.client("s3", endpoint_url=url, region_name="us-east-1")) as s3,
+        contextlib.closing(boto3.client("sqs", endpoint_url=url, region_name="us-east-1")) as sqs,
+    ):
+        s3.create_bucket(Bucket="photos")
+        dead = sqs.create_queue(QueueName="dead")["QueueUrl"]
+        policy = {"deadLetterTargetArn": "arn:aws:sqs:us-east-1:123456789012:dead", "maxReceiveCount": 4}
+        queue = sqs.create_queue(QueueName="intake", Attributes={"RedrivePolicy": json.dumps(policy)})
+    monkeypatch.setenv("FOODDX_STORE", "s3://photos/of-ours")
+    monkeypatch.setenv("FOODDX_QUEUE", queue["QueueUrl"])
+    monkeypatch.setenv("FOODDX_DEAD_LETTER_QUEUE", dead)
+    yield
+    server.stop()
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_bucket_and_a_queue_that_answer(monkeypatch):
+    monkeypatch.setenv("FOODDX_INTAKE_TRIES", "3")
+    assert finding("photos") == Finding("photos", True, "s3://photos/of-ours takes writes")
+    assert finding("queue intake") == Finding("queue intake", True, "the queue answers")
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_bucket_and_a_queue_that_are_not_there(monkeypatch):
+    monkeypatch.setenv("FOODDX_STORE", "s3://elsewhere")
+    monkeypatch.setenv("FOODDX_QUEUE", os.environ["FOODDX_QUEUE"] + "-elsewhere")
+    assert "s3://elsewhere is not there" in finding("photos").words
+    assert "is not there" in finding("queue intake").words
+    assert not finding("photos").fine
+    assert not finding("queue intake").fine
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_queue_that_gives_up_before_the_intake_does():
+    assert "after 4 deliveries" in finding("queue intake").words
+    assert not finding("queue intake").fine
 
 
 def test_settings_that_cannot_be_read_end_the_examination(monkeypatch):

@@ -64,7 +64,8 @@ class Intake:
     def check_health(self) -> None:
         """Raise when messages are not taken any more: Ray then starts another replica."""
         if self._running.done():
-            raise RuntimeError("the intake has ended")
+            cause = None if self._running.cancelled() else self._running.exception()
+            raise RuntimeError("the intake has ended") from cause
 
     async def __del__(self) -> None:
         """Called, and awaited, by Serve when this replica is to go."""

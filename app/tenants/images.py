@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from app.errors import ImagesUnavailable
+from app.errors import CredentialsUnavailable, ImagesUnavailable
 from app.stores.images import ImageStore
 from app.tenants.tenants import Directory, Tenant
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _OPEN: Final = 256
 """Of how many tenants the own stores are kept open, with their connections."""
+_WAIT_S: Final = 0.9
+"""How long a request waits for the key service: as for a store, less than the budget of a photo."""
 _FOR_A_STORE: Final = ("access_key_id", "secret_access_key", "session_token", "region", "endpoint")
 
 
@@ -70,7 +73,12 @@ class TenantImages:
         """What is sealed in the tenant's record; None where nothing is. Raises as above."""
         if not tenant.credentials:
             return None
-        return await self._credentials().get(tenant.id, tenant.credentials)
+        credentials = self._credentials()
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                return await credentials.get(tenant.id, tenant.credentials)
+        except TimeoutError:  # they go on being opened, for whoever asks next
+            raise CredentialsUnavailable("The key service is slow.", retry_after_s=1) from None
 
 
 def _open(tenant: Tenant, secrets: Secrets | None) -> ImageStore:

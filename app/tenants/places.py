@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 from app.tenants.tenants import UPLOADS, Directory, Tenant
 
 _SCHEME: Final = "s3://"
-_UUID7: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+# Of before the year 2527: a later one is none of ours, and its moment may be past what a date can be.
+_UUID7: Final = re.compile(r"0[0-9a-f]{7}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _KEPT: Final = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 
 
