@@ -32,7 +32,7 @@ format: $(INSTALLED) ## Put the code into its one format
 
 train: $(INSTALLED) ## Train the default model anew on labelled photos: DATA=folder, hours on a CPU; OPTIONS='--epochs 12'
 	@test -n "$(DATA)" || { echo "Say which photos: make train DATA=folder. docs/models.md says what may be in it"; exit 2; }
-	@$(BIN)/python -m models.train "$(DATA)" --name meals-lite2 --base imagenet-lite2 --input 224 --epochs 30 $(OPTIONS)
+	@$(BIN)/python -m models.train "$(DATA)" --name meals-lite2 --base imagenet-lite2 --input 224 --epochs 40 $(OPTIONS)
 
 evaluate: $(INSTALLED) ## Measure the models: on DATA=folder of labelled photos, else on photos from public packages
 	@$(BIN)/python -m models.evaluate $(if $(DATA),--data "$(DATA)") $(OPTIONS)

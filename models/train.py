@@ -44,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="edge of the square that the model sees (default: the base's)",
     )
     parser.add_argument(
+        "--mix",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RUN",
+        help="a finished run folder of the same base and photos whose weights are averaged with these",
+    )
+    parser.add_argument(
         "--rate", type=float, default=recipe.rate, help=f"learning rate (default {recipe.rate:g})"
     )
     parser.add_argument(
@@ -68,6 +76,7 @@ def run(arguments: argparse.Namespace, console: Console, registry: Path | None =
             version=arguments.version,
             base=arguments.base,
             input=arguments.input,
+            mix=tuple(arguments.mix),
             recipe=recipe,
             out=arguments.out,
             licence=arguments.licence,

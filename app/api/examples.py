@@ -32,7 +32,7 @@ RESULT: dict[str, Any] = {
         "key": "default/9f/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     },
     "duplicate_of": None,
-    "model": {"name": "meals-lite2", "version": "1"},
+    "model": {"name": "meals-lite2", "version": "2"},
     "user": "ana",
     "review": None,
     "created_at": "2026-11-21T12:00:00.000000Z",
@@ -70,7 +70,7 @@ LABELS: dict[str, Any] = {
             "class": "caesar salad",
             "id": RESULT["id"],
             "sha256": RESULT["image"]["sha256"],
-            "model": "meals-lite2@1",
+            "model": "meals-lite2@2",
             "model_score": 3.1,
             "reviewer": "dr-lee",
             "reviewed_at": "2026-11-21T12:30:00.000000Z",
@@ -109,11 +109,11 @@ UPLOAD: dict[str, Any] = {
 PENDING: dict[str, Any] = {"id": RESULT["id"], "status": "pending"}
 
 MODELS: dict[str, Any] = {
-    "serving": {"name": "meals-lite2", "version": "1"},
+    "serving": {"name": "meals-lite2", "version": "2"},
     "models": [
         {
             "name": "meals-lite2",
-            "version": "1",
+            "version": "2",
             "backbone": "tf_efficientnet_lite2",
             "licence": "research use",
             "input_size": 224,

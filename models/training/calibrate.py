@@ -28,7 +28,9 @@ TEMPERATURES = (0.05, 20.0)
 RECALL = 0.98
 """The share of meals that the gate must let pass: a meal turned away annoys more than a hat with a score."""
 MOST_FOOD = 0.5
-"""The gate's highest threshold: no photo is turned away that is likelier food than not."""
+"""The gate's highest threshold: no photo is turned away that is likelier food than not; but see the next."""
+MOST_FALSE_ALARMS = 0.05
+"""Of other things at most one in twenty may pass, where that leaves RECALL of the meals."""
 MOST_RISK = 0.05
 """Of the scores that are shown, at most one in twenty may be more than one point off."""
 LEAST_COVERAGE = 0.7
@@ -270,7 +272,7 @@ class _Choice(NamedTuple):
 def _choose_food(
     evidence: Sequence[Evidence], is_food: NDArray[np.bool_], current: float, *, gated: bool
 ) -> _Choice:
-    """The gate's threshold: by recall, but no higher than MOST_FOOD."""
+    """The gate's threshold: by recall, and no higher than MOST_FOOD unless false alarms ask for it."""
     foods, others = int(is_food.sum()), int((~is_food).sum())
     if not gated:
         return _Choice(current, (), ("with no gate and no class that is not food, every photo is food",))
@@ -278,6 +280,11 @@ def _choose_food(
         return _Choice(current, (), (f"food stays {current:g}: {foods} photos of food are too few",))
     p_food = _down([one.food_probability for one in evidence], _FOOD_STEPS)
     threshold = min(gate_threshold(p_food, is_food), MOST_FOOD)
+    if others >= FEWEST:
+        rows = gate_curve(p_food, is_food, at=[threshold])
+        enough = [row for row in rows if row[0] >= threshold and row[1] >= RECALL - 1e-9]
+        quiet = [row[0] for row in enough if row[2] <= MOST_FALSE_ALARMS + 1e-9]
+        threshold = min(quiet, default=threshold)
     notes = []
     if threshold == 0:
         notes.append(f"food is 0: a gate that lets {RECALL:.0%} of the meals pass turns nothing away")

@@ -53,7 +53,7 @@ class Recipe:
     epochs: int = 12
     sizes: tuple[int, ...] = (160, 192, 192, 224)
     batch: int = 64
-    rate: float = 1.5e-4
+    rate: float = 3e-4
     head_factor: float = 3.0
     depth_decay: float = 0.85
     weight_decay: float = 0.03

@@ -28,7 +28,7 @@ from rich.progress import (
 
 from models.build import weights_path
 from models.heads import SCORES, Head
-from models.manifest import NAME, VERSION, Manifest, load_manifest
+from models.manifest import MANIFEST, NAME, VERSION, Manifest, load_manifest, read_manifest
 from models.metrics import top_k
 from models.network import Network, load_network, rows_of, stacked
 from models.training.augment import accidental_photos
@@ -77,6 +77,7 @@ class Options:
         name: what the model will be called; with ``version`` and ``licence`` it goes into the manifest.
         base: the model to start from, one of the project's or one in ``registry``.
         input: edge of the square that the model sees, in px; the base's if None.
+        mix: finished run folders whose weights are averaged with this run's, see ``mixed``.
         out: the folder of run folders.
         device: a torch device.
         threads: CPU threads.
@@ -95,6 +96,7 @@ class Options:
     threads: int
     command: str
     input: int | None = None
+    mix: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse now what would fail at the end of hours."""
@@ -137,6 +139,10 @@ def train(options: Options, console: Console) -> Path:
     network = _fit(options, base, classes, photos, console, log, gated=gated)
     if options.recipe.epochs:
         network = _finetune(options, base, network, classes, photos, run, console, log)
+    if options.mix:
+        network = mixed(network, options.mix)
+        log["mixed"] = _measured(network, classes, photos, base.input.size)
+        console.print(f"Mixed with {len(options.mix)} runs: {_words(log['mixed'])}")
     heads = _heads(base, classes, gated=gated)
     if scored:
         known, scores = _scored(network, photos, base.input.size)
@@ -162,6 +168,30 @@ def train(options: Options, console: Console) -> Path:
     draw_curves(run)
     console.print(f"[green]✓[/] {manifest.name}@{manifest.version} is in {run}")
     return run
+
+
+def mixed(network: Network, runs: Sequence[Path]) -> Network:
+    """The network with the mean of its weights and those of other runs that began at the same ones.
+
+    What was fine-tuned from the same weights lies in one valley, and the middle of it is often better than
+    its sides: a uniform "model soup" (Wortsman et al. 2022, arXiv:2203.05482). It costs nothing to serve.
+
+    Raises:
+        ValueError: a run has another network or other classes.
+        ManifestError: a folder is no finished run.
+    """
+    own = network.state_dict()
+    others = []
+    for run in runs:
+        manifest = read_manifest(run / MANIFEST)
+        others.append(load_network(manifest, weights_path(manifest)).state_dict())
+        if {name: t.shape for name, t in others[-1].items()} != {name: t.shape for name, t in own.items()}:
+            raise ValueError(f"{run} is a run of another network or of other classes: they cannot be mixed")
+    for name, tensor in own.items():
+        if tensor.is_floating_point():
+            parts = [tensor, *(other[name].to(tensor) for other in others)]
+            tensor.copy_(torch.stack(parts).mean(0))
+    return network
 
 
 def _for_input(base: Manifest, size: int | None) -> Manifest:

@@ -16,6 +16,7 @@ from models.manifest import Manifest, load_manifest
 from models.training.calibrate import (
     FEWEST,
     LEAST_COVERAGE,
+    MOST_FALSE_ALARMS,
     MOST_FOOD,
     MOST_RISK,
     RECALL,
@@ -333,6 +334,18 @@ def test_a_sure_gate_still_lets_everything_pass_that_is_likelier_food():
     found = replace(photos, logits=logits).calibrate()
     assert found.thresholds.food == MOST_FOOD
     assert (MOST_FOOD, 1, 0) in found.curves["gate"]
+
+
+@pytest.mark.parametrize(("meals", "raised"), [(6.0, True), (1.0, False)])
+def test_a_gate_that_lets_too_much_else_pass_is_raised_where_meals_can_bear_it(meals, raised):
+    photos = labelled(CLASSES, GATE)
+    logits = photos.logits.copy()
+    logits[:, 6] = np.where(photos.is_food, meals, -3)
+    logits[np.flatnonzero(~photos.is_food)[::5], 6] = 2.0  # one in five of the others
+    found = replace(photos, logits=logits).calibrate()
+    threshold, recall, alarms = next(r for r in found.curves["gate"] if r[0] == found.thresholds.food)
+    assert (threshold > MOST_FOOD, recall) == (raised, 1)
+    assert (alarms <= MOST_FALSE_ALARMS) == raised
 
 
 def test_with_no_gate_and_nothing_but_food_every_photo_passes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -127,6 +128,28 @@ class TestClasses:
 
 
 class TestFineTuning:
+    def test_is_mixed_with_another(self, photos, runs, tmp_path):
+        one, other = (
+            train(options(photos, tmp_path / name, epochs=1, batch=32, seed=seed), Console(quiet=True))
+            for name, seed in (("one", 1), ("other", 2))
+        )
+        again = dataclasses.replace(
+            options(photos, tmp_path / "one", epochs=1, batch=32, seed=1), mix=(other,)
+        )
+        parts = [load_network(m := read_manifest(run / MANIFEST), weights_path(m)) for run in (one, other)]
+        middle = train(again, Console(quiet=True))  # goes on from the end of the first, which it replaces
+        manifest = read_manifest(middle / MANIFEST)
+        mixed = load_network(manifest, weights_path(manifest)).state_dict()
+        for name, tensor in mixed.items():
+            mean = torch.stack([part.state_dict()[name].float() for part in parts]).mean(0)
+            torch.testing.assert_close(tensor.float(), mean, rtol=2e-3, atol=2e-3)
+        assert "mixed" in json.loads((middle / "metrics.json").read_text())
+
+    def test_is_not_mixed_with_another_network(self, canteen, photos, tmp_path):
+        wider = dataclasses.replace(options(photos, tmp_path, base="imagenet-lite2"), mix=(canteen,))
+        with pytest.raises(ValueError, match="another network"):
+            train(wider, Console(quiet=True))
+
     def test_goes_on_where_it_stopped_and_draws_its_curves(self, photos, runs):
         asked = options(photos, runs, "tuned", epochs=2, batch=32, frozen=8)
         run = train(asked, Console(quiet=True))
