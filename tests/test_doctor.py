@@ -66,11 +66,11 @@ def aws(monkeypatch):
         contextlib.closing(boto3.client("s3", endpoint_url=url, region_name="us-east-1")) as s3,
         contextlib.closing(boto3.client("sqs", endpoint_url=url, region_name="us-east-1")) as sqs,
     ):
-        s3.create_bucket(Bucket="photos")
+        s3.create_bucket(Bucket="photos-of-the-doctor")
         dead = sqs.create_queue(QueueName="dead")["QueueUrl"]
         policy = {"deadLetterTargetArn": "arn:aws:sqs:us-east-1:123456789012:dead", "maxReceiveCount": 4}
         queue = sqs.create_queue(QueueName="intake", Attributes={"RedrivePolicy": json.dumps(policy)})
-    monkeypatch.setenv("FOODDX_STORE", "s3://photos/of-ours")
+    monkeypatch.setenv("FOODDX_STORE", "s3://photos-of-the-doctor/of-ours")
     monkeypatch.setenv("FOODDX_QUEUE", queue["QueueUrl"])
     monkeypatch.setenv("FOODDX_DEAD_LETTER_QUEUE", dead)
     yield
@@ -80,7 +80,7 @@ def aws(monkeypatch):
 @pytest.mark.usefixtures("aws")
 def test_a_bucket_and_a_queue_that_answer(monkeypatch):
     monkeypatch.setenv("FOODDX_INTAKE_TRIES", "3")
-    assert finding("photos") == Finding("photos", True, "s3://photos/of-ours takes writes")
+    assert finding("photos") == Finding("photos", True, "s3://photos-of-the-doctor/of-ours takes writes")
     assert finding("queue intake") == Finding("queue intake", True, "the queue answers")
 
 
@@ -148,7 +148,7 @@ def test_a_key_that_others_could_read(monkeypatch, tmp_path):
 def test_models_that_are_built_or_not_or_do_not_exist(monkeypatch, tmp_path, models_dir):
     assert "will be built" in finding("models").words
     (tmp_path / "models").symlink_to(models_dir)
-    assert finding("models").words == "meals-lite2, version 1, built"
+    assert finding("models").words == "meals-lite2, version 2, built"
     monkeypatch.setenv("FOODDX_MODELS", "imagenet-lite9")
     found = finding("models")
     assert not found.fine

@@ -78,6 +78,7 @@ def make_local(make_local: Callable[..., Local]) -> Iterator[Callable[..., Local
                 pipeline=service.pipeline,
                 places=service.places,
                 max_bytes=settings.max_body_bytes,
+                delete=local.service.records.delete,
                 send=made[-1].send,
             )
             local.service = dataclasses.replace(service, arrivals=arrivals)
@@ -296,6 +297,7 @@ class TestAnAnswerLater:
         api = make_api(store=f"s3://{bucket}/pre/fix", queue=url, dead_letter_queue=url)
         problem = is_problem(api.score(coffee_jpeg(), LATER), 503, "queue_unavailable")
         assert moto not in problem.detail
+        api.settled()
         assert behind.stored() == set()
         assert api.score(coffee_jpeg()).status_code == 200, "who waits for an answer needs no queue"
 

@@ -189,7 +189,11 @@ def test_the_gauge_of_waiting_photos_falls_back_to_none(play: Any) -> None:
     assert play(story) == [1, 2, 1, 0]
 
 
-def test_models_are_taken_up_beside_those_in_use_and_the_ones_before_stay(play: Any) -> None:
+def test_models_are_taken_up_beside_those_in_use_and_the_ones_before_stay(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.deployments.scorer._SETS_KEPT", 2)
+
     async def story(scorer: Recorder) -> None:
         scorer.hold_s = 0.5
         under_way = asyncio.create_task(scorer.run(job()))
