@@ -239,7 +239,7 @@ class Intake:
             logger.warning("message tried again", extra={"message_id": message.id, "code": verdict.code})
             self._count("again")
             longest = _BACKOFFS_S[min(message.tries, len(_BACKOFFS_S)) - 1]
-            away_s = random.randint(longest // 2, longest)  # noqa: S311 - spreads load
+            away_s = random.randint(max(1, longest // 2), longest)  # noqa: S311 - spreads load
             await self._queue.hide(message, away_s)
             return
         if verdict:

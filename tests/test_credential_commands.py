@@ -71,8 +71,8 @@ def aws(url: str, service: str) -> Any:
 @pytest.fixture(scope="module")
 def bucket(moto) -> str:
     place = {"LocationConstraint": "eu-west-1"}
-    aws(moto, "s3").create_bucket(Bucket="photos", CreateBucketConfiguration=place)
-    return "photos"
+    aws(moto, "s3").create_bucket(Bucket="photos-of-credentials", CreateBucketConfiguration=place)
+    return "photos-of-credentials"
 
 
 @pytest.fixture
