@@ -190,7 +190,16 @@ class Labels(Wire):
 class UploadIn(Wire):
     """A request for a presigned upload: a photo of this type, of at most so many bytes, for this person."""
 
-    media_type: Literal["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"]
+    media_type: Literal[
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/tiff",
+        "image/heic",
+        "image/avif",
+    ]
     bytes: int = Field(gt=0)
     profile: Profile = Profile()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from PIL import ExifTags, Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -29,19 +30,22 @@ from app.errors import (
     TruncatedImage,
     UnsupportedMediaType,
 )
+from app.imaging import heif
 
 # Decoders are called by class, not through Image.open: no other format can be reached, and an MPO, the
 # JPEG with further pictures that phones write, is read as the JPEG it starts with.
-DECODERS: dict[str, type[ImageFile]] = {
+DECODERS: dict[str, Callable[[BinaryIO], ImageFile]] = {
     "image/jpeg": JpegImageFile,
     "image/png": PngImageFile,
     "image/webp": WebPImageFile,
     "image/gif": GifImageFile,
     "image/bmp": BmpImageFile,
     "image/tiff": TiffImageFile,
+    heif.HEIC: heif.open_heic,
+    heif.AVIF: heif.open_avif,
 }
 
-SNIFF_BYTES = 12
+SNIFF_BYTES = heif.SNIFF_BYTES
 """How many bytes from the start of a file ``sniff`` needs."""
 
 _SIGNATURES = {
@@ -77,18 +81,21 @@ class ImageLimits:
 
     ``max_pixels_whole`` takes the place of a higher ``max_pixels`` where the decoder cannot scale: a few
     hundred KB of PNG or TIFF would otherwise hold a second of a core, and hundreds of MB, for one photo.
+    ``max_pixels_heif`` does so for HEIC and AVIF, where phones write up to 24.5 million.
     """
 
     max_bytes: int = 16 * 1024 * 1024
     max_pixels: int = 50_000_000
     max_pixels_whole: int = 16_000_000
+    max_pixels_heif: int = 25_000_000
     min_side: int = 16
 
     def pixels_of(self, media_type: str) -> int:
         """How many pixels a photo of ``media_type`` may have."""
         if media_type == "image/jpeg":  # decoded at 1/2, 1/4 or 1/8 where it is large
             return self.max_pixels
-        return min(self.max_pixels, self.max_pixels_whole)
+        whole = self.max_pixels_heif if media_type in (heif.HEIC, heif.AVIF) else self.max_pixels_whole
+        return min(self.max_pixels, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +103,8 @@ class ImageInfo:
     """What the header says.
 
     ``width`` and ``height`` are in pixels as the viewer sees the photo (upright). ``orientation`` is the
-    EXIF value, 1–8, that still has to be applied to the decoded pixels: 1 for TIFF, whose decoder applies
-    it. ``mode`` is Pillow's name of the pixel format.
+    EXIF value, 1–8, that still has to be applied to the decoded pixels: 1 for TIFF and HEIC, whose decoders
+    apply it. ``mode`` is Pillow's name of the pixel format.
     """
 
     media_type: str
@@ -111,7 +118,8 @@ def sniff(head: bytes) -> str | None:
     """The media type of a file by its first ``SNIFF_BYTES`` bytes; None if it is not one we read."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "image/webp"
-    return next((media for magic, media in _SIGNATURES.items() if head.startswith(magic)), None)
+    signed = next((media for magic, media in _SIGNATURES.items() if head.startswith(magic)), None)
+    return signed or heif.media_type(head)
 
 
 def recognise(data: bytes) -> str:
@@ -137,8 +145,8 @@ def inspect(data: bytes, limits: ImageLimits) -> ImageInfo:
         BodyTooLarge: more than ``limits.max_bytes``.
         UnsupportedMediaType: content of no type we read, whatever its name says.
         TooManyPixels, TooFewPixels: outside ``limits``.
-        AnimatedImage: a GIF, PNG or WebP of several frames. Stills with further pictures (MPO, TIFF pages)
-            are read as their first.
+        AnimatedImage: a GIF, PNG, WebP or AVIF of several frames, a HEIC sequence. Stills with further
+            pictures (MPO, TIFF pages, HEIC collections) are read as their first, or their primary one.
         TruncatedImage: the data ends within the header.
         BadImage: anything else that keeps the header from being read.
     """
@@ -155,11 +163,11 @@ def inspect(data: bytes, limits: ImageLimits) -> ImageInfo:
             )
         if min(width, height) < limits.min_side:
             raise TooFewPixels(f"{width} × {height}: both sides need at least {limits.min_side} pixels")
-        if media_type != "image/tiff" and getattr(image, "is_animated", False):
+        if _is_animated(image, data, media_type):
             raise AnimatedImage
         if media_type == "image/jpeg":
             _check_scans(image, data)
-        orientation = 1 if media_type == "image/tiff" else _orientation(image)
+        orientation = 1 if media_type in ("image/tiff", heif.HEIC) else _orientation(image)
 
     if orientation >= 5:  # the stored rows are the viewer's columns
         width, height = height, width
@@ -197,6 +205,12 @@ def reading(data: bytes, media_type: str) -> Iterator[ImageFile]:
         if _ends_early(data, media_type) or _says_truncated(error):
             raise TruncatedImage from error
         raise BadImage from error
+
+
+def _is_animated(image: ImageFile, data: bytes, media_type: str) -> bool:
+    if media_type == heif.HEIC:
+        return heif.is_sequence(data[:SNIFF_BYTES])
+    return media_type != "image/tiff" and getattr(image, "is_animated", False)
 
 
 def _orientation(image: ImageFile) -> int:
@@ -243,6 +257,8 @@ def _ends_early(data: bytes, media_type: str) -> bool:
             return not data.endswith(b"\0;")  # the end of the last block, and the trailer
         case "image/bmp":
             return int.from_bytes(data[2:6], "little") > len(data)
+        case heif.HEIC | heif.AVIF:
+            return heif.ends_early(data)
     return False
 
 

@@ -17,6 +17,10 @@ _SAMPLES = 64
 _FREQUENCIES = 16
 _BLURS = 2
 
+# OpenBLAS splits a product of more multiplications than this among threads, which then spin for a while and
+# burn a second core for nothing.
+_ONE_THREAD = 1 << 18
+
 
 def pdq(luma: NDArray[np.uint8]) -> str:
     """The PDQ hash of a greyscale image, 64 lower-case hex digits.
@@ -25,7 +29,10 @@ def pdq(luma: NDArray[np.uint8]) -> str:
         luma: (height, width) uint8, the whole upright image at any scale; about 512 on a side is plenty.
     """
     height, width = luma.shape
-    coefficients = _transform(height) @ luma.astype(np.float32) @ _transform(width).T
+    down, across = _transform(height), _transform(width).T
+    rows = max(1, _ONE_THREAD // (_FREQUENCIES * width))
+    bands = [luma[top : top + rows].astype(np.float32) @ across for top in range(0, height, rows)]
+    coefficients = down @ np.concatenate(bands)
     bits = coefficients.ravel()
     median = np.partition(bits, bits.size // 2 - 1)[bits.size // 2 - 1]  # the lower one of the two middle
     # Bit 0, the lowest frequency, is the last bit of the text.

@@ -95,7 +95,7 @@ export const ERRORS = {
   already_decided: ["This photo cannot be reviewed", "There is no food in it."],
   image_conflict: ["This photo could not be stored", OPERATOR],
   body_too_large: ["The photo is too large", "Choose a smaller one, or lower the resolution of your camera."],
-  unsupported_media_type: ["This is not a photo we can read", "Choose a JPEG, PNG or WebP photo."],
+  unsupported_media_type: ["This is not a photo we can read", "Choose a JPEG, HEIC, PNG or WebP photo."],
   invalid_field: ["One of your choices was not accepted", "Open “For you”, check the choices, and add the photo again."],
   image_unreadable: ["The photo cannot be read", "The file seems damaged. " + NEW_PHOTO],
   image_empty: ["The file is empty", NEW_PHOTO],

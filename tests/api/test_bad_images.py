@@ -40,7 +40,7 @@ BAD = {
     "html": (b"<!doctype html><script>alert(1)</script>", 415, "unsupported_media_type"),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "unsupported_media_type"),
     "pdf": (b"%PDF-1.7\n", 415, "unsupported_media_type"),
-    "heic": (b"\0\0\0\x18ftypheic" + bytes(100), 415, "unsupported_media_type"),
+    "heic, brand only": (b"\0\0\0\x18ftypheic" + bytes(100), 422, "image_unreadable"),
     "zip": (b"PK\x03\x04" + bytes(100), 415, "unsupported_media_type"),
     "jpeg, header only": (JPEG[:20], 422, "image_truncated"),
     "jpeg, half": (JPEG[: len(JPEG) // 2], 422, "image_truncated"),
