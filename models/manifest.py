@@ -72,11 +72,25 @@ class ModelInput(_Part):
     std: Annotated[float, Field(gt=0, le=255)]
 
 
+class Int8(_Part):
+    """What a network needs to run in 8-bit integers on a CPU: see models/int8.py.
+
+    ``file``, made by models/quantise.py, is under ``Manifest.root``; ``photos`` is how many it was measured
+    on, none of them of the test split. ``cost`` is for the reader: figures of the test split, int8 less f32.
+    """
+
+    file: Annotated[str, StringConstraints(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*\.safetensors$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    photos: Annotated[int, Field(ge=1)]
+    cost: Mapping[str, float] = {}
+
+
 class Manifest(_Part):
     """One version of one model.
 
     ``labels`` and ``foods`` name tables: what each class of the one "classes" head is called, and the foods
     the classes stand for. ``thresholds`` act on probabilities, so that a new value needs no new build.
+    ``int8`` is there when the model may also run in 8-bit integers.
     ``curves`` are what the thresholds were chosen on and ``training`` says how the weights came to be; both
     are for the reader, and nothing is computed from them.
     """
@@ -91,6 +105,7 @@ class Manifest(_Part):
     input: ModelInput
     heads: Annotated[tuple[Head, ...], Field(min_length=1)]
     thresholds: Thresholds
+    int8: Int8 | None = None
     curves: Mapping[Curve, tuple[tuple[float, float, float], ...]] = {}
     training: Mapping[str, str | int | float] = {}
     _source: Path = PrivateAttr(default=MANIFESTS / "unsaved.toml")
@@ -216,7 +231,9 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def _toml(value: Any) -> str:
-    """A value of a manifest: JSON's form is TOML's too; a curve gets a line per row."""
+    """A value of a manifest: JSON's form is mostly TOML's too; a curve gets a line per row."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + "}"
     if not isinstance(value, list):
         return json.dumps(value, ensure_ascii=False)
     return "[\n" + "".join(f"  {json.dumps(row)},\n" for row in value) + "]"

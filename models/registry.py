@@ -227,6 +227,8 @@ def _parts(manifest: Manifest) -> list[str]:
     own = [MANIFEST, manifest.labels, manifest.foods, MIXES]
     if not manifest.weights.package:
         own.append(manifest.weights.file)
+    if manifest.int8:
+        own.append(manifest.int8.file)
     return [file for file in own if (manifest.root / file).is_file()]
 
 

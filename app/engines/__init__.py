@@ -19,6 +19,7 @@ Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 Probabilities = NDArray[np.float32]
 Device = Literal["cpu", "cuda"]
+Precision = Literal["auto", "f32", "bf16", "int8"]
 
 
 class EngineError(RuntimeError):
@@ -46,11 +47,13 @@ class Engine(Protocol):
         ...
 
 
-def create_engine(device: Device, manifest: Manifest, artefacts: Path, threads: int) -> Engine:
+def create_engine(
+    device: Device, manifest: Manifest, artefacts: Path, threads: int, precision: Precision = "auto"
+) -> Engine:
     """An engine for ``manifest``, self-tested, from what ``models.build.build`` made in ``artefacts``.
 
-    ``threads`` bounds the CPU threads of the OpenVINO engine; CUDA takes no notice of it. Raises EngineError
-    when artefacts are missing or broken, or the device is not there.
+    ``threads`` and ``precision`` are the OpenVINO engine's, see there; CUDA takes no notice of them. Raises
+    EngineError when artefacts are missing or broken, or the device is not there.
     """
     # Imported here, since torch costs a CPU replica 700 MB that it never uses.
     if device == "cuda":
@@ -59,7 +62,7 @@ def create_engine(device: Device, manifest: Manifest, artefacts: Path, threads: 
         return CudaEngine(manifest, artefacts)
     from app.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
-    return OpenVinoEngine(manifest, artefacts, threads=threads)
+    return OpenVinoEngine(manifest, artefacts, threads=threads, precision=precision)
 
 
 def check_pixels(pixels: Pixels, size: int) -> None:

@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import openvino
 import pytest
 
 from models import build as builder
@@ -14,11 +15,17 @@ from models.network import WeightsError, load_network
 BUILT = Path(__file__).parents[2] / "build" / "models"
 NAME = "imagenet-lite0"
 MANIFEST = load_manifest(NAME)
+MEALS = load_manifest("meals-lite2")
 
 
 @pytest.fixture(scope="module")
 def folder():
     return build(MANIFEST, BUILT)
+
+
+@pytest.fixture(scope="module")
+def int8_folder():
+    return build(MEALS, BUILT)
 
 
 def edited(weights=None, **changes):
@@ -38,12 +45,42 @@ def forbid_making(monkeypatch):
 
 def test_a_build_holds_what_both_engines_load(folder):
     record = json.loads((folder / "build.json").read_text())
-    assert {path.name for path in folder.iterdir()} == {*record["files"], "build.json"}
+    built = {path.name for path in folder.iterdir() if path.suffix != ".compiled"}  # the engine's own
+    assert built == {*record["files"], "build.json"}
     assert set(record["files"]) == {"model.xml", "model.bin", "weights.safetensors"}
     assert record["inputs"]["manifest"]["weights"]["sha256"] == MANIFEST.weights.sha256
     assert record["inputs"]["versions"].keys() == {"openvino", "timm", "torch"}
     for name, file in record["files"].items():
         assert file == {"bytes": (folder / name).stat().st_size, "sha256": builder._sha256(folder / name)}
+
+
+def test_a_model_that_has_int8_is_built_in_both(int8_folder):
+    record = json.loads((int8_folder / "build.json").read_text())
+    assert {"model.xml", "model.bin", "int8.xml", "int8.bin"} < set(record["files"])
+    assert record["files"]["int8.bin"]["bytes"] < record["files"]["model.bin"]["bytes"] / 3
+
+
+@pytest.mark.parametrize("file", ["model.xml", "int8.xml"])
+def test_the_network_takes_one_photo_of_one_size(int8_folder, file):
+    model = openvino.Core().read_model(int8_folder / file)
+    assert list(model.input().get_shape()) == [1, 224, 224, 3]  # raises where it is not fixed
+
+
+def test_what_int8_costs_is_for_the_reader_alone(int8_folder):
+    for change, current in ({"cost": {}, "photos": 1}, True), ({"sha256": "0" * 64}, False):
+        other = MEALS.model_copy(update={"int8": MEALS.int8.model_copy(update=change)})
+        assert is_built(other, BUILT) is current
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"sha256": "0" * 64}, "has SHA-256"), ({"file": "weights/nowhere.safetensors"}, "no weights file")],
+)
+def test_ranges_other_than_the_manifests_are_refused(tmp_path, change, reason):
+    manifest = MEALS.model_copy(update={"int8": MEALS.int8.model_copy(update=change)})
+    with pytest.raises(BuildError, match=reason):
+        build(manifest, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_build_does_nothing(folder, monkeypatch):

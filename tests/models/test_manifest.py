@@ -65,6 +65,8 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(name):
         ("review = 1.0", "review = 1.0\nentropy = 1.0", "thresholds.entropy"),
         ("food = 0.15", "food = 1.5", "thresholds"),
         ("[weights]", "[weights", "not TOML"),
+        ("[weights]", '[int8]\nfile = "../a.safetensors"\nsha256 = ""\nphotos = 1\n[weights]', "int8.file"),
+        ("[weights]", '[int8]\nfile = "a.safetensors"\nsha256 = "x"\nphotos = 1\n[weights]', "int8.sha256"),
     ],
 )
 def test_a_mistake_is_an_error_that_names_it(old, new, key):
