@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 OUT = Console(soft_wrap=True, highlight=False)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
-WEBHOOK_SECRET: Final = "webhook_secret"  # noqa: S105 - its name
-"""Of the credentials, what signs notices to the tenant's webhook."""
 _PATIENCE_S = 10.0  # that a store may take here: it is asked whether it lets us in, not whether it is fast
 
 _REMEDIES = {
@@ -142,7 +140,7 @@ def _checked(credentials: Mapping[str, str]) -> S3Credentials | None:
     Raises:
         CommandError: a name is not known, or they can be no store's or no webhook's.
     """
-    from app.notices.webhook import signing_key
+    from app.notices.webhook import WEBHOOK_SECRET, signing_key
     from app.stores.s3 import S3Credentials
 
     known = {*S3Credentials.model_fields, WEBHOOK_SECRET}
@@ -214,6 +212,8 @@ def _rotate_one(admin: TenantAdmin, name: str, keys: KeyService, reseal: bool) -
 
 
 def _check(options: argparse.Namespace) -> int:
+    from app.notices.webhook import WEBHOOK_SECRET
+
     with tenant_admin() as admin:
         tenant = next((one for one in admin.all() if one.id == options.tenant), None)
     if tenant is None:

@@ -30,11 +30,13 @@ from app.messages import Inference, PhotoJob, Rejected, Scored
 from app.service import Service
 from app.serving import free_port
 from app.settings import Settings
+from app.stores import queue as queues
 from app.stores.embedded import EmbeddedStore
 from app.tenants.tenants import Tenant as TenantRecord
 from models.build import build
 from models.manifest import load_manifest
 from models.registry import DEFAULT
+from tests.stores.faults import FaultProxy, emulated_s3
 
 BUILD = Path(__file__).parents[1] / "build"
 MODEL = "imagenet-lite0"
@@ -101,6 +103,28 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
     """A real Valkey server of the test session."""
     with EmbeddedStore(tmp_path_factory.mktemp("valkey")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """Emulated AWS."""
+    with emulated_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(moto: str) -> Iterator[FaultProxy]:
+    """A way to it that can fail."""
+    with FaultProxy(moto) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def own_session() -> Iterator[None]:
+    """Credentials that others found for queues are not used here, nor those found here elsewhere."""
+    queues._session.cache_clear()
+    yield
+    queues._session.cache_clear()
 
 
 class LocalScorer:

@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import boto3
 import httpx
 import pytest
 import uuid_utils
@@ -44,34 +42,15 @@ from app.tenants.tenants import Directory
 from app.tenants.tenants import Tenant as TenantRecord
 from tests.conftest import Local
 from tests.rooms import keys, meal, new_tenant
-from tests.stores.faults import FaultProxy, emulated_s3, make_bucket
+from tests.stores.faults import PATIENT, FaultProxy, make_bucket, somebody_else, use_aws
 
-# For what is not about time: an overloaded machine must not look like a slow store.
-PATIENT = S3Limits(connect_s=20, attempt_s=20, total_s=60, backoff_s=0.01, ready_s=60)
 ANA = Profile(user="ana")
 UNKNOWN = "0199c3f2-a7d4-7c1f-9b1d-e0a35a2e8b11"
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with emulated_s3() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(moto: str) -> Iterator[FaultProxy]:
-    with FaultProxy(moto) as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy) -> None:
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ours")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
+    use_aws(monkeypatch, proxy.url)
 
 
 class Shop:
@@ -164,8 +143,7 @@ def play(make_local: Callable[..., Local], moto: str, proxy: FaultProxy) -> Call
     """Run a story with a Shop of its own."""
 
     def run(story: Story, limits: S3Limits = PATIENT, **settings: Any) -> None:
-        bucket = make_bucket(moto, f"b-{uuid.uuid4().hex}")
-        pair = {"aws_access_key_id": "other", "aws_secret_access_key": "other", "region_name": "us-east-1"}
+        bucket = make_bucket(moto)
 
         async def with_a_shop(aws: Any) -> None:
             store = f"s3://{bucket}/pre/fix"
@@ -176,7 +154,7 @@ def play(make_local: Callable[..., Local], moto: str, proxy: FaultProxy) -> Call
             finally:
                 await local.service.close()
 
-        with contextlib.closing(boto3.client("s3", endpoint_url=moto, **pair)) as aws:
+        with somebody_else(moto, "s3") as aws:
             aws.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
             asyncio.run(with_a_shop(aws))
 

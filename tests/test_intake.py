@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import json
 import threading
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import boto3
 import httpx
 import pytest
 from hypothesis import given
@@ -24,7 +22,6 @@ from app.errors import DeadlineExceeded, Overloaded, QueueUnavailable, ResultsUn
 from app.intake import Intake, NotTold, Pace
 from app.messages import PhotoJob
 from app.schemas import Job, Profile, Result, UploadIn
-from app.stores import queue as queues
 from app.stores.embedded import EmbeddedStore
 from app.stores.images import image_key
 from app.stores.queue import Queue, QueueLimits, Received
@@ -32,7 +29,7 @@ from app.stores.tenants import TenantAdmin
 from app.tenants.tenants import Directory, Tenant
 from tests.conftest import Local
 from tests.rooms import keys, meal, wall
-from tests.stores.faults import FaultProxy, emulated_s3
+from tests.stores.faults import FaultProxy, make_bucket, somebody_else, use_aws
 
 # Short polls, since a stop waits for one; and patient: a busy machine must not look like a slow queue.
 LIMITS = QueueLimits(connect_s=20, read_s=20, poll_s=1)
@@ -168,18 +165,6 @@ class Cloud:
         return found
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with emulated_s3() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(moto: str) -> Iterator[FaultProxy]:
-    with FaultProxy(moto) as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait that spreads load is short, or as short as SQS has them."""
@@ -188,26 +173,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cloud(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_SQS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "AWS_ENDPOINT_URL": moto,
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "ours",
-        "AWS_SECRET_ACCESS_KEY": "ours-too",
-    }.items():
-        monkeypatch.setenv(name, value)
-    queues._session.cache_clear()
-    options = {"endpoint_url": moto, "region_name": "us-east-1"}
-    with (
-        contextlib.closing(boto3.client("s3", **options)) as s3,
-        contextlib.closing(boto3.client("sqs", **options)) as sqs,
-    ):
-        name = f"b-{uuid.uuid4().hex}"
+def cloud(moto: str, monkeypatch: pytest.MonkeyPatch, own_session: None) -> Iterator[Cloud]:
+    use_aws(monkeypatch, moto)
+    with somebody_else(moto, "s3") as s3, somebody_else(moto, "sqs") as sqs:
+        name = make_bucket(moto)
         paths = [httpx.URL(sqs.create_queue(QueueName=f"{name}-{of}")["QueueUrl"]).path for of in ("q", "d")]
         made = Cloud(s3, sqs, name, *(f"{moto}{path}" for path in paths))
-        s3.create_bucket(Bucket=name)
         asked = sqs.get_queue_attributes(QueueUrl=made.queue, AttributeNames=["QueueArn"])
         rule = {"Key": {"FilterRules": [{"Name": "prefix", "Value": "photos/uploads/"}]}}
         arn = asked["Attributes"]["QueueArn"]
@@ -217,7 +188,6 @@ def cloud(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         )
         made.drain()  # what S3 tries the queue out with; one test is about it
         yield made
-    queues._session.cache_clear()
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import FoodDXError, QueueUnavailable
 from app.intake import NotTold
-from app.notices.webhook import NoticeFailed, Webhook
+from app.notices.webhook import WEBHOOK_SECRET, NoticeFailed, Webhook
 from app.stores.queue import Queue
 from app.tenants.tenants import Tenant
 
@@ -66,9 +66,9 @@ class Notices:
             secrets = await self._secrets(tenant)
         except FoodDXError as error:
             raise NotTold(error.detail, again=error.retryable) from None
-        if secrets is None or "webhook_secret" not in secrets:
-            raise NotTold("The tenant's credentials have no webhook_secret.", again=False)
+        if secrets is None or WEBHOOK_SECRET not in secrets:
+            raise NotTold(f"The tenant's credentials have no {WEBHOOK_SECRET}.", again=False)
         try:
-            await self._webhook.post(tenant.webhook, secrets.reveal("webhook_secret"), event, id=result_id)
+            await self._webhook.post(tenant.webhook, secrets.reveal(WEBHOOK_SECRET), event, id=result_id)
         except NoticeFailed as error:
             raise NotTold(f"The webhook failed: {error}.", again=error.retryable) from None

@@ -25,6 +25,8 @@ import httpx
 from app.notices.targets import IPAddress, Target, parse_target, public_address
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what a secret begins with
+WEBHOOK_SECRET: Final = "webhook_secret"  # noqa: S105 - its name
+"""Under which a secret is among a tenant's credentials."""
 TOLERANCE_S: Final = 300
 """How far the time of a signature may be from the receiver's."""
 TOTAL_S: Final = 5.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import dataclasses
 import json
 import uuid
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import boto3
 import httpx
 import pytest
 
@@ -20,44 +18,21 @@ from app.arrivals import Arrivals
 from app.errors import TruncatedImage
 from app.events import parse
 from app.schemas import Failure, Job, Pending, Result, Upload
-from app.stores import queue as queues
 from app.stores.queue import Queue, QueueLimits, Received
-from app.stores.s3 import Bucket, S3Images, S3Limits
+from app.stores.s3 import Bucket, S3Images
 from app.telemetry import Stages
 from tests.api.conftest import Api, is_problem
 from tests.conftest import Local
 from tests.photos import coffee_jpeg
-from tests.stores.faults import emulated_s3, make_bucket
+from tests.stores.faults import PATIENT, make_bucket, somebody_else, use_aws
 
-# For what is not about time: an overloaded machine must not look like a slow store.
-PATIENT = S3Limits(connect_s=20, attempt_s=20, total_s=60, ready_s=60)
-PAIR = {"aws_access_key_id": "ours", "aws_secret_access_key": "ours", "region_name": "us-east-1"}
 LATER = {"Prefer": "respond-async"}
 ASKED = {"media_type": "image/jpeg", "bytes": 100_000}
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with emulated_s3() as url:
-        yield url
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_session() -> Iterator[None]:
-    """Credentials that others found are not used here, nor those found here elsewhere."""
-    queues._session.cache_clear()
-    yield
-    queues._session.cache_clear()
-
-
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, moto: str) -> None:
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_SQS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ours")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
+def environment(monkeypatch: pytest.MonkeyPatch, moto: str, own_session: None) -> None:
+    use_aws(monkeypatch, moto)
 
 
 @pytest.fixture
@@ -91,7 +66,7 @@ def make_local(make_local: Callable[..., Local]) -> Iterator[Callable[..., Local
 
 @pytest.fixture
 def bucket(moto: str) -> str:
-    return make_bucket(moto, f"b-{uuid.uuid4().hex}")
+    return make_bucket(moto)
 
 
 @pytest.fixture
@@ -129,10 +104,7 @@ class Behind:
 
 @pytest.fixture
 def behind(make_api: Callable[..., Api], bucket: str, moto: str) -> Iterator[Behind]:
-    with (
-        contextlib.closing(boto3.client("sqs", endpoint_url=moto, **PAIR)) as sqs,
-        contextlib.closing(boto3.client("s3", endpoint_url=moto, **PAIR)) as s3,
-    ):
+    with somebody_else(moto, "sqs") as sqs, somebody_else(moto, "s3") as s3:
         url = sqs.create_queue(QueueName=f"q-{uuid.uuid4().hex}")["QueueUrl"]
         api = make_api(store=f"s3://{bucket}/pre/fix", queue=url, dead_letter_queue=url)
         queue = Queue(url, QueueLimits(read_s=20, poll_s=0))

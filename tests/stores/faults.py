@@ -1,4 +1,7 @@
-"""An S3 emulator, and a proxy that goes wrong on demand, for it and for anything else that speaks HTTP."""
+"""Emulated AWS, and a proxy that goes wrong on demand, for it and for anything else that speaks HTTP.
+
+The fixtures ``moto``, ``proxy`` and ``own_session`` are in tests/conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,22 @@ import contextlib
 import http.client
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import boto3
 import httpx
+import pytest
 from moto.server import ThreadedMotoServer
+
+from app.stores.s3 import S3Limits
+
+# For what is not about time: an overloaded machine must not look like a slow store.
+PATIENT = S3Limits(connect_s=20, attempt_s=20, total_s=60, backoff_s=0.01, ready_s=60)
 
 Fault = Literal["", "slow", "deny", "fail", "clash", "cut", "lose", "tamper"]
 DENIED = b"<Error><Code>AccessDenied</Code><Message>no</Message><Token-0>quoted-token</Token-0></Error>"
@@ -155,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def emulated_s3() -> Iterator[str]:
-    """A moto server of this process; its URL."""
+    """A moto server; its URL. All those of a process share what is in them."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -165,7 +176,40 @@ def emulated_s3() -> Iterator[str]:
         server.stop()
 
 
-def make_bucket(url: str, name: str) -> str:
-    """An empty bucket of an emulator that asks nobody who they are; its name."""
+@contextlib.contextmanager
+def somebody_else(url: str, service: str) -> Iterator[Any]:
+    """A client of S3, SQS …, at an emulator, that is not the service's."""
+    keys = {"aws_access_key_id": "other", "aws_secret_access_key": "other", "region_name": "us-east-1"}
+    with contextlib.closing(boto3.client(service, endpoint_url=url, **keys)) as client:
+        yield client
+
+
+def use_aws(
+    monkeypatch: pytest.MonkeyPatch,
+    url: str = "",
+    *,
+    access_key_id: str = "ours",
+    secret_access_key: str = "ours",  # noqa: S107
+) -> None:
+    """Make these the keys that the service itself has, and ``url``, if there is one, its AWS."""
+    found = {"AWS_ACCESS_KEY_ID": access_key_id, "AWS_SECRET_ACCESS_KEY": secret_access_key}
+    if url:
+        found |= {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"}
+    for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ENDPOINT_URL_SQS",
+        "AWS_PROFILE",
+        "AWS_REGION",
+        "AWS_SESSION_TOKEN",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+
+
+def make_bucket(url: str, name: str = "") -> str:
+    """An empty bucket, of a name of its own, at an emulator that asks nobody who they are; its name."""
+    name = name or f"b-{uuid.uuid4().hex}"
     httpx.put(f"{url}/{name}").raise_for_status()
     return name

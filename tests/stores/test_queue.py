@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
@@ -30,7 +29,7 @@ from app.stores.queue import (
     diagnose,
     located,
 )
-from tests.stores.faults import Fault, FaultProxy, emulated_s3, make_bucket
+from tests.stores.faults import Fault, FaultProxy, make_bucket, somebody_else, use_aws
 
 SECRET = "the-secret-of-the-queue"  # noqa: S105
 # For what is not about time: an overloaded machine must not look like a slow queue.
@@ -50,45 +49,15 @@ CALLS: dict[str, Callable[[Queue], Coroutine[Any, Any, object]]] = {
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with emulated_s3() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(moto: str) -> Iterator[FaultProxy]:
-    with FaultProxy(moto) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_session() -> Iterator[None]:
-    """Credentials that others found are not used here, nor those found here elsewhere."""
-    queues._session.cache_clear()
-    yield
-    queues._session.cache_clear()
-
-
 @pytest.fixture(autouse=True)
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_SQS",
-        "AWS_REGION",
-        "AWS_PROFILE",
-        "AWS_SESSION_TOKEN",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ours")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+def keys(monkeypatch: pytest.MonkeyPatch, own_session: None) -> None:
+    use_aws(monkeypatch, secret_access_key=SECRET)
 
 
 @pytest.fixture
 def aws(moto: str) -> Iterator[Any]:
     """Somebody else with access to the queues."""
-    options = {"aws_access_key_id": "other", "aws_secret_access_key": "other", "region_name": "us-east-1"}
-    with contextlib.closing(boto3.client("sqs", endpoint_url=moto, **options)) as client:
+    with somebody_else(moto, "sqs") as client:
         yield client
 
 
@@ -155,9 +124,8 @@ def test_an_upload_is_read_off_the_queue(moto: str, aws: Any, path: str) -> None
     arn = aws.get_queue_attributes(QueueUrl=moto + path, AttributeNames=["QueueArn"])["Attributes"][
         "QueueArn"
     ]
-    options = {"aws_access_key_id": "other", "aws_secret_access_key": "other", "region_name": "us-east-1"}
-    with contextlib.closing(boto3.client("s3", endpoint_url=moto, **options)) as s3:
-        bucket = make_bucket(moto, f"b-{uuid.uuid4().hex}")
+    with somebody_else(moto, "s3") as s3:
+        bucket = make_bucket(moto)
         configuration = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
         s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=configuration)
         etag = s3.put_object(Bucket=bucket, Key=key, Body=b"photo")["ETag"].strip('"')

@@ -6,8 +6,7 @@ import asyncio
 import re
 import threading
 import traceback
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,46 +15,24 @@ import pytest
 
 from app.errors import CredentialsUnavailable, FoodDXError, ImagesUnavailable
 from app.stores.images import FolderImages, ImageStore, image_key
-from app.stores.s3 import S3Images, S3Limits
+from app.stores.s3 import S3Images
 from app.tenants import images as module
 from app.tenants.credentials import Credentials, encrypt, rotate
 from app.tenants.images import TenantImages, open_credentials
 from app.tenants.kms import KEY_FILE, LocalKeys
 from app.tenants.tenants import Directory, Tenant
-from tests.stores.faults import FaultProxy, emulated_s3, make_bucket
+from tests.stores.faults import PATIENT, FaultProxy, make_bucket, use_aws
 
 SECRET = "the-secret-of-a-tenant"  # noqa: S105 - of the tests
 KEY = image_key("clinic", "5a" * 32)
 WORDS = "words for another purpose"
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with emulated_s3() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(moto: str) -> Iterator[FaultProxy]:
-    with FaultProxy(moto) as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy) -> None:
     """What the service itself may use."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "ENDPOINT_URL": proxy.url,
-        "REGION": "us-east-1",
-        "ACCESS_KEY_ID": "the-services-own",
-        "SECRET_ACCESS_KEY": "the-secret-of-the-service",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    # None of this is about time: an overloaded machine must not look like a slow service.
-    patient = S3Limits(connect_s=20, attempt_s=20, total_s=60)
-    monkeypatch.setattr(S3Images.__init__, "__defaults__", (None, patient))
+    use_aws(monkeypatch, proxy.url, access_key_id="the-services-own")
+    monkeypatch.setattr(S3Images.__init__, "__defaults__", (None, PATIENT))
     monkeypatch.setattr(module, "_WAIT_S", 60)
 
 
@@ -111,7 +88,7 @@ def tenants(tmp_path: Path, proxy: FaultProxy) -> Tenants:
 @pytest.fixture
 def own(moto: str) -> str:
     """A bucket that is not everybody's."""
-    return f"s3://{make_bucket(moto, f'b-{uuid.uuid4().hex}')}/photos"
+    return f"s3://{make_bucket(moto)}/photos"
 
 
 def pair(access_key_id: str = "the-clinics-own", **more: str) -> dict[str, str]:
