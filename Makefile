@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 UV := 0.13.9
 LOCK_HEADER := \# Every package this project installs, pinned by version and hash. Made by 'make lock'; do not edit.
 
-.PHONY: run run-aws test lint format train evaluate lambda bench-decryptor lock clean help
+.PHONY: run run-aws test lint format train evaluate lambda bench-decryptor locust peers bench profile soak lock clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,23 @@ lambda: $(INSTALLED) ## Build the credential decryptor for AWS Lambda: build/dec
 
 bench-decryptor: $(INSTALLED) ## Measure its cold starts under Lambda's runtime emulator
 	@$(BIN)/python -m loadtests.decryptor --cold 20 $(OPTIONS)
+
+locust: SHAPE ?= steady
+locust: $(INSTALLED) ## Load a running service with many users; report in build/locust: SHAPE=ramp OPTIONS='-u 64 --processes 2'
+	@$(BIN)/locust -f loadtests/locustfile.py --headless --only-summary --host http://127.0.0.1:8000 \
+	  --shape $(SHAPE) --html build/locust/$(SHAPE).html --csv build/locust/$(SHAPE) $(OPTIONS)
+
+bench: $(INSTALLED) ## Measure the service against its floor on this machine: OPTIONS='--only floor,closed --rounds 1'
+	@$(BIN)/python -m loadtests.bench $(OPTIONS)
+
+profile: $(INSTALLED) ## Show where each process spends its time under load; flame graphs in build/profile
+	@$(BIN)/python -m loadtests.profiling $(OPTIONS)
+
+soak: $(INSTALLED) ## Load the service for ten minutes and see that no process grows
+	@$(BIN)/python -m loadtests.soak $(OPTIONS)
+
+peers: $(INSTALLED) ## Measure FoodDX beside mosec, LitServe, BentoML, FastAPI and plain Ray Serve: OPTIONS='--rounds 5'
+	@$(BIN)/python -m loadtests.peers.run $(OPTIONS)
 
 # Pins that still fit stay; UPGRADE=1 takes the newest of everything. An address in the lock would tie it to one index.
 lock: ## Write requirements.lock anew from pyproject.toml

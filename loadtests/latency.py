@@ -5,7 +5,8 @@
 Each client sends a photo, waits for the answer and sends the next, on a connection that stays open. Every
 photo has bytes of its own, so every one is scored. A latency is the time from the first byte sent to the last
 byte read of a 200; other answers are counted by their code and have no part in the percentiles. A slow answer
-delays the next request, so a closed loop says nothing about a queue that grows: for that, use an open loop.
+delays the next request, so a closed loop says nothing about a queue that grows: for that, there is
+loadtests/open_loop.py.
 """
 
 from __future__ import annotations
@@ -14,21 +15,20 @@ import argparse
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import aiohttp  # per 0.8 MP photo 0.19 ms of CPU, httpx 0.69: the service may need that CPU
 import numpy as np
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.photos import Photo, make_photo
-from loadtests.target import NoKeyError, api_key, problem_code, retry_after_s
-
-TIMEOUT_S = 10.0
+from loadtests.photos import make_photo
+from loadtests.sending import Sample, Senders, Source, Tally, Target, connections, fresh, send
+from loadtests.target import NoKeyError, api_key, retry_after_s
 
 
 @dataclass(frozen=True)
@@ -46,48 +46,46 @@ class Measured:
     errors: dict[str, int]
 
 
-def summarise(
-    clients: int, latencies_s: Sequence[float], errors: Counter[str], wall_s: float, cpu_s: float
-) -> Measured:
+def summarise(clients: int, sample: Sample) -> Measured:
     """Latencies of the scored photos → percentiles (linear between the two nearest ranks)."""
-    milliseconds = np.asarray(latencies_s or [0.0]) * 1000
+    milliseconds = sample.latencies_s * 1000 if sample.images else np.zeros(1)
     p50, p95, p99 = (float(value) for value in np.percentile(milliseconds, (50, 95, 99)))
-    images = len(latencies_s)
     return Measured(
-        clients, images, images / wall_s, p50, p95, p99, float(milliseconds.max()),
-        cpu_s * 1000 / max(images, 1), dict(errors.most_common()),
+        clients, sample.images, sample.images / sample.wall_s, p50, p95, p99, float(milliseconds.max()),
+        sample.cpu_s * 1000 / max(sample.images, 1), dict(sample.errors.most_common()),
     )  # fmt: skip
 
 
-async def run(url: str, key: str, photo: Photo, clients: int, seconds: float) -> Measured:
-    """``clients`` closed loops for ``seconds``; requests under way at the end are waited for and counted."""
-    latencies: list[float] = []
-    errors: Counter[str] = Counter()
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "image/jpeg"}
-    limits, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(connector=limits, headers=headers, timeout=patience) as session:
+def closed_loop(
+    senders: Senders, target: Target, source: Source, clients: int, seconds: float, processes: int = 1
+) -> Sample:
+    """``clients`` closed loops for ``seconds``, shared out among ``processes``."""
+    shares = [len(range(first, clients, processes)) for first in range(min(processes, clients))]
+    return senders.run([partial(run, target, source, share, seconds) for share in shares])
+
+
+def run(target: Target, source: Source, clients: int, seconds: float) -> Sample:
+    """The loops of one process. Requests under way at the end are waited for and counted."""
+    return uvloop.run(_run(target, source, clients, seconds))
+
+
+async def _run(target: Target, source: Source, clients: int, seconds: float) -> Sample:
+    tally, bodies = Tally(), source()
+    async with connections(target) as pool:
 
         async def client() -> None:
             while time.perf_counter() < end:
-                body = photo.unique()
+                body = next(bodies)
                 sent = time.perf_counter()
-                try:
-                    async with session.post(f"{url}/v1/scores", data=body) as response:
-                        answer = await response.read()
-                except (aiohttp.ClientError, TimeoutError) as error:
-                    errors[type(error).__name__] += 1
-                    await asyncio.sleep(0.1)  # a service that is gone is not asked a thousand times a second
-                    continue
-                if response.status == 200:
-                    latencies.append(time.perf_counter() - sent)
-                else:
-                    errors[f"{response.status} {problem_code(answer)}".strip()] += 1
-                    await asyncio.sleep(retry_after_s(response.headers.get("Retry-After"), default=0.1))
+                outcome = await send(pool, body)
+                tally.count(outcome, time.perf_counter() - sent)
+                if outcome.status != 200:  # a service that is gone is not asked a thousand times a second
+                    await asyncio.sleep(retry_after_s(outcome.retry_after, default=0.1))
 
         start, cpu = time.perf_counter(), time.process_time()
         end = start + seconds
         await asyncio.gather(*(client() for _ in range(clients)))
-        return summarise(clients, latencies, errors, time.perf_counter() - start, time.process_time() - cpu)
+        return tally.sample(time.perf_counter() - start, time.process_time() - cpu)
 
 
 def table(rows: Sequence[Measured], title: str) -> Table:
@@ -123,25 +121,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        key = api_key()
+        target = Target(options.url.rstrip("/"), api_key())
     except NoKeyError as error:
         console.print(f"[red]{error}")
         return 2
 
-    photo, url = make_photo(options.megapixels), options.url.rstrip("/")
-    size = len(photo.unique())
-    with console.status("warming up") as status:
-        asyncio.run(run(url, key, photo, max(options.clients), options.warmup))
+    photo = make_photo(options.megapixels)
+    size, source = len(photo.unique()), fresh(photo)
+    with console.status("warming up") as status, Senders() as senders:
+        warm = closed_loop(senders, target, source, max(options.clients), options.warmup)
         rows = []
         for clients in options.clients:
             status.update(f"{clients} clients, {options.seconds:g} s")
-            rows.append(asyncio.run(run(url, key, photo, clients, options.seconds)))
+            sample = closed_loop(senders, target, source, clients, options.seconds, warm.wanted_processes())
+            rows.append(summarise(clients, sample))
     console.print(
         table(rows, f"{photo.label} JPEG, {size / 1000:.0f} kB, closed loop, {options.seconds:g} s each")
     )
     if options.json:
         figures = {
-            "url": url, "megapixels": options.megapixels, "bytes": size, "seconds": options.seconds,
+            "url": target.url, "megapixels": options.megapixels, "bytes": size, "seconds": options.seconds,
             "at": datetime.now(UTC).isoformat(timespec="seconds"), "rows": [asdict(row) for row in rows],
         }  # fmt: skip
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
