@@ -284,27 +284,25 @@ class Pipeline:
         made_ms = uuid_utils.UUID(result_id).timestamp
         with request.stages.timed("tip"):
             tips = _tips(request.judge, analysis, profile, result_id)
-        bodies = [
-            Result(
-                id=result_id,
-                status=analysis.status,
-                score=analysis.score,
-                score_mean=analysis.score_mean,
-                score_probabilities=analysis.score_probabilities,
-                dishes=analysis.dishes,
-                food_probability=analysis.food_probability,
-                tip=tip,
-                image=analysis.image,
-                duplicate_of=analysis.first_id if reused else None,
-                model=analysis.model,
-                user=profile.user,
-                # The moment in the id, by which the diary finds what belongs to a day.
-                created_at=datetime.fromtimestamp(made_ms / 1000, UTC),
-            )
-            .model_dump_json()
-            .encode()
-            for tip in tips
-        ]
+        result = Result(
+            id=result_id,
+            status=analysis.status,
+            score=analysis.score,
+            score_mean=analysis.score_mean,
+            score_probabilities=analysis.score_probabilities,
+            dishes=analysis.dishes,
+            food_probability=analysis.food_probability,
+            tip=tips[0],
+            image=analysis.image,
+            duplicate_of=analysis.first_id if reused else None,
+            model=analysis.model,
+            user=profile.user,
+            # The moment in the id, by which the diary finds what belongs to a day.
+            created_at=datetime.fromtimestamp(made_ms / 1000, UTC),
+        )
+        # Where no user is named, nobody could have had the first tip before.
+        wordings = [result, result.model_copy(update={"tip": tips[-1]})] if profile.user else [result]
+        bodies = [wording.model_dump_json().encode() for wording in wordings]
         ids = [tip.id if tip else "" for tip in tips]
         first = analysis.model_copy(update={"first_id": result_id})
         record = Record(

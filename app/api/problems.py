@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -51,45 +50,44 @@ def problem(error: FoodDXError, request_id: str) -> Response:
 def install(app: FastAPI, meter: Meter) -> None:
     """Answer every error of ``app`` as a problem."""
 
-    def answer(request: Request, error: FoodDXError) -> Response:
-        meter.add("fooddx_rejected_total", code=error.code)
-        return problem(error, request_id_of(request))
-
     @app.exception_handler(FoodDXError)
     async def ours(request: Request, error: FoodDXError) -> Response:
-        return answer(request, error)
+        return answer(request, error, meter)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # Only where and why: the value itself may be somebody's name.
         words = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-        return answer(request, InvalidField(words))
+        return answer(request, InvalidField(words), meter)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         kinds: dict[int, FoodDXError] = {404: NotFound("No such path."), 405: MethodNotAllowed()}
-        response = answer(request, kinds.get(error.status_code) or InvalidRequest(str(error.detail)))
+        response = answer(request, kinds.get(error.status_code) or InvalidRequest(str(error.detail)), meter)
         response.headers.update(error.headers or {})  # a 405 names the methods that are allowed
         return response
 
-    def unplanned(request: Request, error: Exception) -> Response:
-        logger.error("unplanned error", exc_info=error, extra={"request_id": request_id_of(request)})
-        return answer(request, FoodDXError())
-
-    app.add_middleware(_LastResort, answer=unplanned)
+    app.add_middleware(LastResort, meter=meter)
 
 
-class _LastResort:
+def answer(request: Request, error: FoodDXError, meter: Meter) -> Response:
+    """The answer for ``error``, counted."""
+    meter.add("fooddx_rejected_total", code=error.code)
+    return problem(error, request_id_of(request))
+
+
+class LastResort:
     """Answers an error that nobody planned for.
 
     A handler for Exception would run outside every middleware, and its answer would lack their headers.
     """
 
-    def __init__(self, inner: ASGIApp, answer: Callable[[Request, Exception], Response]) -> None:
+    def __init__(self, inner: ASGIApp, meter: Meter) -> None:
         self._inner = inner
-        self._answer = answer
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
@@ -103,7 +101,9 @@ class _LastResort:
         try:
             await self._inner(scope, receive, watched)
         except Exception as error:
-            response = self._answer(Request(scope), error)
+            request = Request(scope)
+            logger.error("unplanned error", exc_info=error, extra={"request_id": request_id_of(request)})
+            response = answer(request, FoodDXError(), self._meter)
             if started:
                 raise  # the server closes the connection: half an answer must not look whole
             await response(scope, receive, send)

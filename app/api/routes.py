@@ -14,7 +14,15 @@ from pydantic import BaseModel
 from app.api import bodies, labels
 from app.api.examples import LABELS_CSV, PROFILE
 from app.api.problems import responses, with_subclasses
-from app.api.requests import Tenant, budget_s, idempotency_key, prefers_async, request_id_of, stages_of
+from app.api.requests import (
+    Tenant,
+    budget_s,
+    idempotency_key,
+    prefers_async,
+    request_id_of,
+    stages_of,
+    tenant_of,
+)
 from app.errors import (
     AlreadyDecided,
     BadImage,
@@ -207,6 +215,18 @@ async def score(
         },
     )
     return Response(answer, media_type=_JSON)
+
+
+async def score_photo(request: Request) -> Response:
+    """``score`` for whoever has nothing but the request: see app/api/app.py."""
+    headers = request.headers
+    return await score(
+        request,
+        await tenant_of(request, headers.get("authorization")),
+        headers.get("idempotency-key"),
+        headers.get("x-budget-ms"),
+        headers.get("prefer"),
+    )
 
 
 def _pending(result_id: str) -> Response:

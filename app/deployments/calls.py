@@ -1,23 +1,32 @@
-"""Calls between deployments: what Ray raises, as errors of ours; the Preprocessor as who scores photos."""
+"""Calls between deployments: in groups, and what Ray raises as errors of ours."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from app.errors import Overloaded, ScorerUnavailable
-from app.messages import PhotoJob, Rejected, Scored
+from app.grouping import Bounds, Grouping
+from app.imaging.cost import expected_ms
+from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored
 from app.telemetry import logger
 
 # By gRPC a message may have 4 MiB unless every node was told otherwise; larger photos go through the object
 # store of Ray, which has no such bound.
 _LARGEST_BY_VALUE: Final = 3 * 2**20
 _READY_TIMEOUT_S: Final = 2.0
+# Measured, see docs/performance.md. A group of photos ends when its last one does: several smaller ones
+# answer sooner than one that carries all.
+PHOTO_CALLS: Final = 4
+PIXEL_CALLS: Final = 1
+_PHOTOS: Final = 16
+SLOW_MS: Final = 20.0
+"""What takes longer to decode goes alone: five times as long as a photo of a megapixel."""
 
 
 @contextlib.contextmanager
@@ -42,16 +51,25 @@ def calling(deployment: str) -> Iterator[None]:
 class RemoteScorer:
     """The Preprocessor's handle as the pipeline wants its scorer."""
 
-    def __init__(self, preprocessor: Any) -> None:
+    def __init__(self, preprocessor: Any, waiting: int) -> None:
+        """``waiting``: the most photos that wait here to be sent."""
         self._small = preprocessor
         self._large = preprocessor.options(_by_reference=True)
+        bounds = Bounds(PHOTO_CALLS, items=_PHOTOS, nbytes=_LARGEST_BY_VALUE, waiting=waiting)
+        self._group = Grouping(self._send, bounds, _photo_bytes)
 
     async def __call__(self, job: PhotoJob) -> Scored | Rejected:
         """Have a photo prepared and scored; raises as ``calling``."""
-        handle = self._large if len(job.data) > _LARGEST_BY_VALUE else self._small
+        # A group comes back as one, so what would hold it up goes by itself.
+        if len(job.data) > _LARGEST_BY_VALUE or expected_ms(job.data) > SLOW_MS:
+            return (await self._send([job]))[0]
+        return await self._group(job)
+
+    async def _send(self, jobs: list[PhotoJob]) -> Sequence[Scored | Rejected]:
+        handle = self._large if len(jobs[0].data) > _LARGEST_BY_VALUE else self._small
         with calling("preprocessor"):
-            outcome: Scored | Rejected = await handle.remote(job)
-        return outcome
+            outcomes: Sequence[Scored | Rejected] = await handle.remote(jobs)
+        return outcomes
 
     async def ready(self) -> None:
         """Raise ScorerUnavailable unless a photo could be scored now."""
@@ -63,3 +81,23 @@ class RemoteScorer:
         except TimeoutError:
             pass
         raise ScorerUnavailable("The models are not loaded yet.", retry_after_s=1)
+
+
+def _photo_bytes(job: PhotoJob) -> int:
+    return len(job.data)
+
+
+def _pixel_bytes(job: PixelsJob) -> int:
+    return sum(pixels.nbytes for pixels in job.pixels)
+
+
+def grouped_scorer(scorer: Any, waiting: int) -> Grouping[PixelsJob, Inference | Rejected]:
+    """The Scorer's handle, called for many photos at a time; raises as ``calling``."""
+
+    async def send(jobs: list[PixelsJob]) -> Sequence[Inference | Rejected]:
+        with calling("scorer"):
+            outcomes: Sequence[Inference | Rejected] = await scorer.run.remote(jobs)
+        return outcomes
+
+    bounds = Bounds(PIXEL_CALLS, items=_PHOTOS, nbytes=_LARGEST_BY_VALUE, waiting=waiting)
+    return Grouping(send, bounds, _pixel_bytes)

@@ -26,7 +26,7 @@ class Ingress:
         self, settings: Settings, redis_url: SecretStr, first: Tenant, preprocessor: Any, *_beside: Any
     ) -> None:
         """``_beside`` are deployments that belong to the graph and that no request comes through."""
-        scorer = RemoteScorer(preprocessor)
+        scorer = RemoteScorer(preprocessor, settings.max_in_flight)
         self._service = Service.wire(
             settings=settings,
             redis_url=redis_url.get_secret_value(),

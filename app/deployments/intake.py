@@ -26,7 +26,7 @@ class Intake:
     """One replica. No request comes to it."""
 
     def __init__(self, settings: Settings, redis_url: SecretStr, first: Tenant, preprocessor: Any) -> None:
-        scorer = RemoteScorer(preprocessor)
+        scorer = RemoteScorer(preprocessor, settings.max_in_flight)
         self._service = Service.wire(
             settings=settings,
             redis_url=redis_url.get_secret_value(),

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from app.deployments.calls import calling
+from app.deployments import SWITCH_S
+from app.deployments.calls import calling, grouped_scorer
 from app.engines.inputs import input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
 from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
 from app.imaging.prepare import Prepared, prepare
-from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored, expired
+from app.messages import PhotoJob, PixelsJob, Rejected, Scored, expired
 from app.telemetry import RayMeter, logger
 from models.manifest import ManifestError, load_manifest
 
 # Two, although one core may be all there is: a slow progressive photo then shares with small ones
 # instead of holding them up.
 _THREADS = 2
+_NICER = 4
+_WAITING = 256
 
 
 class Preprocessor:
     """Decodes photos in threads (Pillow gives up the GIL) and passes them on."""
 
     def __init__(self, registry: Path, limits: ImageLimits, scorer: Any) -> None:
+        sys.setswitchinterval(SWITCH_S)
         self._registry = registry
         # Models change a few times a year, and two at a time are in use while they do.
         self._specs = lru_cache(maxsize=8)(self._read_specs)
         self._limits = limits
         self._scorer = scorer
-        self._threads = ThreadPoolExecutor(_THREADS, "decode")
+        self._group = grouped_scorer(scorer, waiting=_WAITING)
+        # What is decoded already goes first: where both want the same core, the scorer gets more of it.
+        self._threads = ThreadPoolExecutor(_THREADS, "decode", initializer=lambda: os.nice(_NICER))
         self._meter = RayMeter()
 
-    async def __call__(self, job: PhotoJob) -> Scored | Rejected:
-        """Prepare one photo and have it scored."""
+    async def __call__(self, jobs: Sequence[PhotoJob]) -> list[Scored | Rejected]:
+        """Prepare photos and have them scored; each fails alone."""
+        return await asyncio.gather(*map(self._outcome, jobs))
+
+    async def _outcome(self, job: PhotoJob) -> Scored | Rejected:
         try:
             return await self._score(job)
         except FoodDXError as error:
@@ -47,14 +59,12 @@ class Preprocessor:
     async def _score(self, job: PhotoJob) -> Scored | Rejected:
         loop = asyncio.get_running_loop()
         prepared, decode_s = await loop.run_in_executor(self._threads, self._prepare, job)
-        with calling("scorer"):
-            outcome: Inference | Rejected = await self._scorer.run.remote(
-                PixelsJob(prepared.pixels, job.models, job.deadline, time.time(), job.request_id)
-            )
+        outcome = await self._group(
+            PixelsJob(prepared.pixels, job.models, job.deadline, time.time(), job.request_id)
+        )
         if isinstance(outcome, Rejected):
             return outcome
         info = prepared.info
-        logger.info("prepared", extra={"request_id": job.request_id, "decode_ms": round(decode_s * 1000, 1)})
         return Scored(outcome, info.media_type, info.width, info.height, prepared.pdq, decode_s)
 
     def _prepare(self, job: PhotoJob) -> tuple[Prepared, float]:

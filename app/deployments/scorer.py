@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from app.deployments import SWITCH_S
 from app.engines import Device, Engine, EngineError, create_engine
 from app.engines.inputs import input_spec, input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
@@ -84,6 +86,11 @@ class _Loaded:
         return [engine.predict(stacked[i]) for engine, i in zip(self.engines, self.spec_of, strict=True)]
 
 
+def _photos(groups: Sequence[Sequence[PixelsJob]]) -> int:
+    """How many photos are in groups of them."""
+    return sum(map(len, groups))
+
+
 class Scorer:
     """Runs the models that a photo's job names over each batch.
 
@@ -94,8 +101,9 @@ class Scorer:
     """
 
     def __init__(self, models: tuple[str, ...], home: ModelHome, max_batch: int) -> None:
+        sys.setswitchinterval(SWITCH_S)
         self._home = home
-        self._max_batch = max_batch
+        self._max_batch = self._batch_size = max_batch
         self._own = models
         self._loaded = {models: _Loaded(models, home, max_batch)}
         self._loading = asyncio.Lock()
@@ -114,6 +122,7 @@ class Scorer:
         a broken replica and, after a few, end the application. Photos that name them are told to come again.
         """
         wanted = ScorerConfig.model_validate(config)
+        self._batch_size = wanted.batch_size
         self._batched.set_max_batch_size(wanted.batch_size)
         self._batched.set_batch_wait_timeout_s(wanted.batch_wait_ms / 1000)
         await self._try_to_load(wanted.models or self._own)
@@ -145,23 +154,24 @@ class Scorer:
         """Whether this replica could score now: its models are loaded, or it would not exist."""
         return self._broken is None
 
-    async def run(self, job: PixelsJob) -> Inference | Rejected:
-        """Score one photo, together with whoever else is waiting."""
-        self._count(1)
+    async def run(self, jobs: list[PixelsJob]) -> list[Inference | Rejected]:
+        """Score photos, together with whoever else is waiting."""
+        self._count(len(jobs))
         try:
-            # Where not, the ingress has heard of them first.
-            if job.models not in self._loaded and (
-                expired(job.deadline) or not await self._try_to_load(job.models)
-            ):
-                return Rejected.of(ScorerUnavailable("The model is not here yet."))
+            for models, deadline in {job.models: job.deadline for job in jobs}.items():
+                # Where not, the ingress has heard of them first.
+                if models not in self._loaded and not expired(deadline):
+                    await self._try_to_load(models)
+                if models in self._loaded:
+                    self._loaded[models] = self._loaded.pop(models)  # the youngest: what is used stays
             # Left alone, @serve.batch closes batches on its timer while one is still in work, and they come
             # out small. Whoever comes meanwhile waits here instead, and all of them make the next batch.
-            self._loaded[job.models] = self._loaded.pop(job.models)  # the youngest: what is used stays
             await self._idle.wait()
-            outcome: Inference | Rejected = await self._batched(job)
-            return outcome
+            # @serve.batch refuses what is larger than a batch.
+            whole = [jobs[at : at + self._batch_size] for at in range(0, len(jobs), self._batch_size)]
+            return [outcome for part in await asyncio.gather(*map(self._batched, whole)) for outcome in part]
         finally:
-            self._count(-1)
+            self._count(-len(jobs))
 
     def _count(self, change: int) -> None:
         self._waiting += change
@@ -169,8 +179,9 @@ class Scorer:
 
     # The sizes here only stand until `reconfigure`, which Serve calls before the first request. One batch at
     # a time: two would compete for the same cores.
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0, max_concurrent_batches=1)  # type: ignore[untyped-decorator]
-    async def _batched(self, jobs: list[PixelsJob]) -> list[Inference | Rejected]:
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0, max_concurrent_batches=1, batch_size_fn=_photos)  # type: ignore[untyped-decorator]
+    async def _batched(self, groups: list[list[PixelsJob]]) -> list[list[Inference | Rejected]]:
+        jobs = [job for group in groups for job in group]
         started = time.time()
         live = [job for job in jobs if not expired(job.deadline) and self._fits(job)]
         self._idle.clear()
@@ -179,7 +190,7 @@ class Scorer:
         finally:
             self._idle.set()
         self._meter.add("fooddx_batch_size", len(live))
-        return [outcomes.get(id(job)) or self._reject(job) for job in jobs]
+        return [[outcomes.get(id(job)) or self._reject(job) for job in group] for group in groups]
 
     async def _infer(self, jobs: list[PixelsJob], started: float) -> dict[int, Inference | Rejected]:
         loop = asyncio.get_running_loop()
@@ -213,6 +224,8 @@ class Scorer:
         if expired(job.deadline):
             self._meter.add("fooddx_expired_total", stage="score")
             return Rejected.of(DeadlineExceeded())
+        if job.models not in self._loaded:
+            return Rejected.of(ScorerUnavailable("The model is not here yet."))
         logger.error("pixels do not fit the models", extra={"request_id": job.request_id})
         return Rejected.of(FoodDXError())
 

@@ -25,16 +25,26 @@ What changes several keys is a Lua script beside this file: one round trip, all 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from redis.asyncio import RedisCluster
+from redis.exceptions import NoScriptError, ReadOnlyError
+
+from app.errors import ResultsUnavailable
+from app.grouping import Bounds, Grouping
 from app.stores.connection import connect, reachable
 from app.stores.tenants import Tenants
 
 _SCRIPTS: Final = ("begin", "finish", "abandon", "release", "delete", "adopt", "review")
+# Scripts that one round trip carries, how many such are open, and how many scripts may wait. Two, so that one
+# which hangs does not stop all.
+_GROUP: Final = 32
+_CALLS: Final = 2
+_WAITING_CALLS: Final = 4096
 # How long whoever deletes a photo keeps others from storing it again, should they die meanwhile.
 _CLEANUP_MS: Final = 10_000
 # As long as an upload that nobody claimed is kept, see docs/aws/template.yaml: longer than any message lives.
@@ -97,6 +107,15 @@ class Record:
     bodies: tuple[bytes, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One script, with what it runs on."""
+
+    script: str
+    keys: Sequence[str]
+    args: Sequence[str | bytes | int]
+
+
 class ResultStore:
     """The results of all tenants. Any failure of the server is ResultsUnavailable, in about a second.
 
@@ -111,6 +130,10 @@ class ResultStore:
         self._claim_ms = claim_ms
         folder = Path(__file__).parent
         self.tenants = Tenants(self._client)
+        # In a group the round trip, and what it costs redis-py, is shared; a cluster's had to be split again.
+        items = 1 if isinstance(self._client, RedisCluster) else _GROUP
+        bounds = Bounds(calls=_CALLS * _GROUP // items, items=items, nbytes=_GROUP, waiting=_WAITING_CALLS)
+        self._grouped: Grouping[_Run, list[bytes] | Exception] = Grouping(self._send, bounds, lambda _: 1)
         self._scripts = {n: self._client.register_script((folder / f"{n}.lua").read_text()) for n in _SCRIPTS}
 
     async def close(self) -> None:
@@ -314,9 +337,30 @@ class ResultStore:
             found = await self._client.zrange(key, start, end, offset=0, num=limit, **order)  # type: ignore[arg-type]
         return [member.decode() for member in cast("list[bytes]", found)]
 
-    async def _run(self, name: str, keys: Iterable[str], args: Iterable[str | bytes | int]) -> list[bytes]:
+    async def _run(self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[bytes]:
         async with reachable():
-            return cast("list[bytes]", await self._scripts[name](keys=list(keys), args=list(args)))
+            answer = await self._grouped(_Run(name, keys, args))
+        if isinstance(answer, Exception):
+            raise ResultsUnavailable(retry_after_s=1) from answer
+        return answer
+
+    async def _send(self, runs: Sequence[_Run]) -> list[list[bytes] | Exception]:
+        """Run scripts in one round trip, each for itself."""
+        if len(runs) == 1:
+            return [await self._alone(runs[0])]
+        pipe = self._client.pipeline(transaction=False)
+        for run in runs:
+            pipe.evalsha(self._scripts[run.script].sha, len(run.keys), *run.keys, *run.args)
+        answers = await pipe.execute(raise_on_error=False)
+        # A server that was restarted knows no scripts, and one that was demoted takes no writes. Alone, a
+        # script is sent again where the first is so, and over another connection where the second is.
+        return [
+            await self._alone(run) if isinstance(answer, NoScriptError | ReadOnlyError) else answer
+            for run, answer in zip(runs, answers, strict=True)
+        ]
+
+    async def _alone(self, run: _Run) -> list[bytes]:
+        return cast("list[bytes]", await self._scripts[run.script](keys=run.keys, args=run.args))
 
 
 def id_floor(moment: datetime) -> str:

@@ -27,13 +27,16 @@ class Handle:
 
     def __init__(self, answer: Any, ready: Any = True) -> None:
         self.jobs: list[PixelsJob] = []
-        self._answers = {"run": answer, "ready": ready}
-        self.run = SimpleNamespace(remote=lambda job: self._reply("run", job))
-        self.ready = SimpleNamespace(remote=lambda: self._reply("ready"))
+        self.calls = 0
+        self.run = SimpleNamespace(remote=lambda jobs: self._run(jobs, answer))
+        self.ready = SimpleNamespace(remote=lambda: self._reply(ready))
 
-    async def _reply(self, method: str, *jobs: PixelsJob) -> Any:
+    async def _run(self, jobs: list[PixelsJob], answer: Any) -> list[Any]:
         self.jobs.extend(jobs)
-        answer = self._answers[method]
+        self.calls += 1
+        return [await self._reply(answer) for _ in jobs]
+
+    async def _reply(self, answer: Any) -> Any:
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -48,7 +51,8 @@ def preprocess(
 ) -> Scored | Rejected:
     async def story() -> Scored | Rejected:
         preprocessor = Preprocessor(REGISTRY, ImageLimits(), handle)
-        return await preprocessor(PhotoJob(data, models, time.time() + deadline_s, "test"))
+        (outcome,) = await preprocessor([PhotoJob(data, models, time.time() + deadline_s, "test")])
+        return outcome
 
     return asyncio.run(story())
 
@@ -67,6 +71,26 @@ def test_pixels_go_on_and_what_is_known_comes_back() -> None:
     (job,) = handle.jobs
     assert [pixels.shape for pixels in job.pixels] == [(224, 224, 3), (240, 240, 3)]
     assert job.models == MODELS
+
+
+def test_each_photo_of_a_group_gets_its_own_outcome() -> None:
+    handle = Handle(ANSWER)
+
+    async def story() -> list[Scored | Rejected]:
+        deadline = time.time() + 30
+        photos = (PHOTO, PHOTO[:4000], b"no photo", coffee_jpeg(320, 400))
+        jobs = [PhotoJob(data, MODELS, deadline, "test") for data in photos]
+        return await Preprocessor(REGISTRY, ImageLimits(), handle)(jobs)
+
+    first, truncated, none, last = asyncio.run(story())
+    assert isinstance(first, Scored)
+    assert (first.width, first.height) == (640, 480)
+    assert truncated == Rejected("image_truncated", "The photo is cut short")
+    assert isinstance(none, Rejected)
+    assert none.code == "unsupported_media_type"
+    assert isinstance(last, Scored)
+    assert (last.width, last.height) == (320, 400)
+    assert len(handle.jobs) == 2
 
 
 def test_a_model_that_is_not_on_this_node_can_be_asked_for_again() -> None:

@@ -84,11 +84,16 @@ def job(
 
 
 async def together(scorer: Recorder, *jobs: PixelsJob) -> list[Any]:
-    return await asyncio.gather(*map(scorer.run, jobs), return_exceptions=True)
+    return await asyncio.gather(*(score_one(scorer, job) for job in jobs), return_exceptions=True)
+
+
+async def score_one(scorer: Recorder, job: PixelsJob) -> Any:
+    (outcome,) = await scorer.run([job])
+    return outcome
 
 
 def test_a_photo_gets_its_probabilities_and_its_times(play: Any) -> None:
-    outcome = play(lambda scorer: scorer.run(job()))
+    outcome = play(lambda scorer: score_one(scorer, job()))
     assert outcome.probabilities[0].shape == (1000,)
     assert abs(outcome.probabilities[0].sum() - 1) < 0.05
     assert outcome.queue_s >= 0
@@ -98,11 +103,11 @@ def test_a_photo_gets_its_probabilities_and_its_times(play: Any) -> None:
 def test_what_comes_while_a_batch_is_in_work_makes_the_next_one(play: Any) -> None:
     async def story(scorer: Recorder) -> list[int]:
         scorer.hold_s = 1.0
-        first = asyncio.create_task(scorer.run(job()))
+        first = asyncio.create_task(score_one(scorer, job()))
         await asyncio.to_thread(scorer.started.wait, 10)
         late = []
         for value in range(12):
-            late.append(asyncio.create_task(scorer.run(job(value=value))))
+            late.append(asyncio.create_task(score_one(scorer, job(value=value))))
             await asyncio.sleep(0)
         outcomes = await asyncio.gather(first, *late)
         assert all(isinstance(outcome, Inference) for outcome in outcomes)
@@ -111,9 +116,24 @@ def test_what_comes_while_a_batch_is_in_work_makes_the_next_one(play: Any) -> No
     assert play(story) == [1, 8, 4]
 
 
+def test_groups_share_batches_and_one_that_is_too_large_is_split(play: Any) -> None:
+    async def story(scorer: Recorder) -> list[int]:
+        groups = [[job(value=value) for value in range(size)] for size in (3, 5, 11)]
+        outcomes = await asyncio.gather(*map(scorer.run, groups))
+        assert [len(group) for group in outcomes] == [3, 5, 11]
+        alone = await score_one(scorer, job(value=10))
+        assert np.allclose(outcomes[2][10].probabilities[0], alone.probabilities[0], atol=1e-3)
+        return scorer.batches
+
+    *batches, _ = play(story)
+    assert sum(batches) == 19
+    assert batches[0] == 8, "two small groups make one batch"
+    assert max(batches) <= 8
+
+
 def test_each_item_of_a_batch_gets_its_own_answer(play: Any) -> None:
     async def story(scorer: Recorder) -> None:
-        alone = [await scorer.run(job(value=value)) for value in (0, 90, 255)]
+        alone = [await score_one(scorer, job(value=value)) for value in (0, 90, 255)]
         scorer.batches.clear()
         batch = await together(scorer, *(job(value=value) for value in (0, 90, 255)))
         assert scorer.batches == [3]
@@ -142,8 +162,8 @@ def test_a_bad_item_and_a_late_one_fail_alone(play: Any) -> None:
 def test_an_idle_scorer_is_open_again_after_every_kind_of_batch(play: Any) -> None:
     async def story(scorer: Recorder) -> None:
         for one in (job(), job(deadline_s=-1), job(size=64)):
-            await scorer.run(one)
-        assert isinstance(await asyncio.wait_for(scorer.run(job()), 10), Inference)
+            await score_one(scorer, one)
+        assert isinstance(await asyncio.wait_for(score_one(scorer, job()), 10), Inference)
 
     play(story)
 
@@ -196,7 +216,7 @@ def test_models_are_taken_up_beside_those_in_use_and_the_ones_before_stay(
 
     async def story(scorer: Recorder) -> None:
         scorer.hold_s = 0.5
-        under_way = asyncio.create_task(scorer.run(job()))
+        under_way = asyncio.create_task(score_one(scorer, job()))
         await scorer.reconfigure({"models": LITE1})
         assert isinstance(await under_way, Inference), "photos that were here keep their model"
         new, old = await together(scorer, job(size=240, models=LITE1), job())

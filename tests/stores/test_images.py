@@ -55,6 +55,29 @@ class TestPhotos:
 
         asyncio.run(story())
 
+    def test_one_that_cannot_be_written_whole_leaves_nothing(self, images, folder, monkeypatch):
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(images_module.os, "fsync", full)
+        with pytest.raises(ImagesUnavailable):
+            asyncio.run(images.put(KEY, b"photo"))
+        assert files(folder) == set()
+
+    def test_puts_and_deletes_that_cross_lose_no_photo(self, images, folder):
+        # The last photo of a folder takes the folder with it, just when the next one is written there.
+        neighbour = KEY[:-1] + "b"
+
+        async def story() -> None:
+            for _ in range(60):
+                await images.put(KEY, b"goes")
+                await asyncio.gather(images.delete(KEY), images.put(neighbour, b"stays"))
+                assert await images.get(neighbour) == b"stays"
+                await images.delete(neighbour)
+
+        asyncio.run(story())
+        assert files(folder) == set()
+
     def test_a_missing_one_is_not_found(self, images):
         with pytest.raises(NotFound):
             asyncio.run(images.get(KEY))

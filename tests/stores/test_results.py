@@ -713,6 +713,59 @@ class TestReview:
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2120, 1, 1), timezones=st.just(UTC))
 
 
+class TestInOneRoundTrip:
+    """Scripts that wait together travel together, and fail each for itself."""
+
+    def test_many_at_once_get_their_own_answers_in_few_round_trips(self, shop, monkeypatch):
+        sent: list[int] = []
+        send = ResultStore._send
+
+        async def counted(self: ResultStore, runs: Any) -> Any:
+            sent.append(len(runs))
+            return await send(self, runs)
+
+        monkeypatch.setattr(ResultStore, "_send", counted)
+
+        async def story(shop: Shop) -> None:
+            tickets = [shop.ticket(f"t{place % 20}", sha256=f"{place // 2:064x}") for place in range(40)]
+            begun = await asyncio.gather(*map(shop.begin, tickets))
+            assert [found.kind for found in begun] == ["claimed", "busy"] * 20
+            records = [a_record() for _ in range(20)]
+            ends = await asyncio.gather(*map(shop.results.finish, tickets[::2], records))
+            assert ends == [("written", record.bodies[0]) for record in records]
+
+        shop(story)
+        assert sum(sent) == 60
+        assert len(sent) <= 6
+
+    def test_a_server_that_forgot_the_scripts_is_told_them_again(self, shop, store):
+        async def story(shop: Shop) -> None:
+            await shop.begin(shop.ticket())
+            with redis.Redis.from_url(store.url) as client:
+                client.script_flush()
+            begun = await asyncio.gather(
+                *(shop.begin(shop.ticket(f"t{place}", sha256=f"{place:064x}")) for place in range(8))
+            )
+            assert {found.kind for found in begun} == {"claimed"}
+
+        shop(story)
+
+    def test_one_that_fails_takes_no_other_with_it(self, shop, store):
+        async def story(shop: Shop) -> None:
+            with redis.Redis.from_url(store.url) as client:
+                client.set(f"fooddx:{{{shop.tenant}}}:seen:{OTHER_SHA}", "no hash")
+            good, bad, other = await asyncio.gather(
+                shop.begin(shop.ticket()),
+                shop.begin(shop.ticket("second", sha256=OTHER_SHA)),
+                shop.begin(shop.ticket("third", sha256="77" * 32)),
+                return_exceptions=True,
+            )
+            assert good == other == Begun("claimed")
+            assert isinstance(bad, ResultsUnavailable)
+
+        shop(story)
+
+
 class TestIdFloor:
     @given(moments, moments)
     def test_ids_order_as_their_moments_do(self, one: datetime, two: datetime):
