@@ -68,8 +68,8 @@ def ends_early(data: bytes) -> bool:
 
 def open_heic(file: BinaryIO) -> ImageFile:
     """A HEIC file's primary picture, not yet decoded; the decoder turns and mirrors it as the file says."""
-    from pi_heif import options  # noqa: PLC0415
-    from pi_heif.as_plugin import HeifImageFile  # noqa: PLC0415
+    from pillow_heif import options  # noqa: PLC0415
+    from pillow_heif.as_plugin import HeifImageFile  # noqa: PLC0415
 
     options.DECODE_THREADS = 1
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False

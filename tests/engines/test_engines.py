@@ -113,13 +113,6 @@ def test_both_engines_agree(name, precision, tolerance):
     assert abs(coffee[0] - coffee[1]) <= 2 * tolerance
 
 
-def test_bfloat16_as_on_a_gpu_agrees(monkeypatch):
-    engine = CudaEngine(LITE0, build(LITE0, BUILT), device="cpu")
-    engine._network.to(torch.bfloat16)
-    expected = torch_engine(LITE0.name).predict(photos(LITE0.name))
-    assert np.abs(engine.predict(photos(LITE0.name)) - expected).max() <= 0.05
-
-
 @ENGINES
 def test_a_batch_is_its_photos_one_by_one(engine, monkeypatch):
     monkeypatch.setattr(cuda, "BUCKETS", (1, 2))  # so that the batch is both split and padded
@@ -157,19 +150,6 @@ def test_arrays_as_ray_hands_them_over_are_fine(engine):
 def test_another_shape_or_dtype_is_the_callers_mistake(engine, pixels):
     with pytest.raises(ValueError, match=r"not uint8 \(N, 224, 224, 3\)"):
         engine(LITE0.name).predict(pixels)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 64, 1000])
-def test_warming_up_runs_every_bucket_that_will_be_used(monkeypatch, batch):
-    monkeypatch.setattr(cuda, "BUCKETS", (1, 2, 4))
-    ran = []
-    engine = torch_engine(LITE0.name)
-    monkeypatch.setattr(
-        engine, "_infer", lambda pixels: ran.append(len(pixels)) or np.zeros((len(pixels), 1000))
-    )
-    engine.warm_up(batch)
-    assert ran == ([1] if batch == 1 else [1, 2, 4])
-    openvino_engine(LITE0.name).warm_up(batch)
 
 
 @pytest.mark.parametrize(
@@ -218,27 +198,6 @@ def test_the_self_test_takes_no_nan_for_an_answer():
     assert selftest.disagreement(answers, expected) == 0
     answers[1, 3] = np.nan
     assert selftest.disagreement(answers, expected) == float("inf")
-
-
-def test_a_failing_device_is_an_engine_error(monkeypatch):
-    def fail(*_):
-        raise RuntimeError("an illegal memory access was encountered")
-
-    engine = CudaEngine(LITE0, build(LITE0, BUILT), device="cpu")
-    monkeypatch.setattr(engine, "_network", fail)
-    with pytest.raises(EngineError, match="inference failed"):
-        engine.predict(photos(LITE0.name))
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_an_answer_that_is_not_finite_is_an_engine_error(monkeypatch, wrong):
-    answer = np.zeros((2, LITE0.logits), np.float32)
-    answer[1, 7] = wrong  # one number of one photo
-
-    engine = CudaEngine(LITE0, build(LITE0, BUILT), device="cpu")
-    monkeypatch.setattr(engine, "_network", lambda _: torch.from_numpy(answer))
-    with pytest.raises(EngineError, match="not finite"):
-        engine.predict(photos(LITE0.name)[:2])
 
 
 def test_cuda_works_where_there_is_a_gpu_and_says_so_where_there_is_none():
