@@ -26,7 +26,7 @@ class Bounds:
     """What a sender may have under way.
 
     Attributes:
-        calls: how many calls are open at a time. The fewer, the larger the groups; two keep a receiver busy.
+        calls: how many calls are open at a time. The fewer, the larger the groups.
         items: the most that one call carries.
         nbytes: the most bytes that one call carries; an item that is larger goes alone.
         waiting: the most items that wait; one more is Overloaded.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.food.foods import MIXES
+from app.stores.disk import to_disk
 from app.stores.private import private_folder
 from models.build import weights_path
 from models.manifest import (
@@ -140,7 +140,7 @@ class Registry:
             if trial:
                 trial(copy)
             copy.root.rename(folder)
-            _to_disk(self.folder)
+            to_disk(self.folder)
         return read_manifest(folder / MANIFEST)
 
     def promote(self, ref: str, over: str | None = None) -> None:
@@ -208,9 +208,9 @@ class Registry:
     def _write(self, state: _State, scratch: Path) -> None:
         fresh = scratch / _SERVING
         fresh.write_text(state.model_dump_json(indent=1) + "\n", "utf-8")
-        _to_disk(fresh)
+        to_disk(fresh)
         fresh.replace(self.folder / _SERVING)
-        _to_disk(self.folder)
+        to_disk(self.folder)
 
     def _entry(self, ref: str, serving: str) -> Entry:
         try:
@@ -247,19 +247,10 @@ def _copy(manifest: Manifest, folder: Path) -> Manifest:
         copy = folder / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(manifest.root / file, copy)
-        _to_disk(copy)
+        to_disk(copy)
     for path in (folder, *(inner for inner in folder.rglob("*") if inner.is_dir())):
-        _to_disk(path)
+        to_disk(path)
     return read_manifest(folder / MANIFEST)
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or which names a folder holds, would survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _figures(path: Path) -> dict[str, float]:

@@ -83,9 +83,8 @@ def create_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
 class _Api(FastAPI):
     """FastAPI, with a short way in for the one call that all the load comes by.
 
-    FastAPI's middlewares, its router and what it does to fill in a route's parameters cost a third of what
-    an ingress spends on a photo. The way round them has the same errors and headers; tests/api/test_app.py
-    holds both against each other.
+    It leaves out FastAPI's middlewares, its router and what it does to fill in a route's parameters, and has
+    the same errors and headers; tests/api/test_short_way.py holds both ways against each other.
     """
 
     _short: tuple[str, str, ASGIApp] | None = None

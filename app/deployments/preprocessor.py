@@ -26,8 +26,8 @@ from models.manifest import ManifestError, load_manifest
 # Two, although one core may be all there is: a slow progressive photo then shares with small ones
 # instead of holding them up.
 _THREADS = 2
-_NICER = 4
-_WAITING = 256
+_NICER = 4  # than the rest of the process, and than the scorer
+_WAITING = 256  # decoded photos that no call has taken yet, 150 KB each at 224 pixels
 
 
 class Preprocessor:

@@ -1,9 +1,10 @@
 """What a photo will cost to decode, told from its header in microseconds, before anyone decodes it.
 
 The time is linear in what the decoder works on: the pixels it makes and the bytes it unpacks. The rates below
-are fitted to photos of 0.3 to 12 MP at several qualities, one core of a 2.6 GHz AMD EPYC (Zen 5); typical
-files come within a third. Other machines differ by a factor that all formats share, roughly, so the figures
-compare photos anywhere and time them only there.
+are fitted to photos of 0.3 to 12 MP at several qualities, one core of a 2.6 GHz AMD EPYC (Zen 5); most of
+them come within a third, small files and palette PNGs do not, and a progressive JPEG's scans are not counted.
+Other machines differ by a factor that all formats share, roughly, so the figures compare photos anywhere and
+time them only there.
 """
 
 from __future__ import annotations

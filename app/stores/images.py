@@ -18,6 +18,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
 from app.errors import BodyTooLarge, ImagesUnavailable, NotFound
+from app.stores.disk import to_disk
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -237,7 +238,7 @@ def _write(path: Path, data: bytes, root: Path) -> None:
             if not tries_left:
                 raise
     for folder in path.parents:
-        _sync(folder)
+        to_disk(folder)
         if folder == root:
             return
 
@@ -254,11 +255,3 @@ def _write_into(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

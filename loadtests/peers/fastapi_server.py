@@ -17,22 +17,7 @@ from loadtests.peers import job
 
 BEST: Final[job.Best] = {"compute": {"workers": 2, "threads": 2}, "full": {"workers": 2, "threads": 2}}
 """Found by ``python -m loadtests.peers.run --tune --only fastapi``."""
-TRIED: Final[job.Tried] = {
-    "compute": [
-        {"workers": 1, "threads": 2},
-        {"workers": 2, "threads": 1},
-        {"workers": 2, "threads": 2},
-        {"workers": 3, "threads": 1},
-    ],
-    "full": [
-        {"workers": 1, "threads": 2},
-        {"workers": 2, "threads": 1},
-        {"workers": 2, "threads": 2},
-        {"workers": 3, "threads": 1},
-        {"workers": 4, "threads": 1},
-    ],
-}
-"""Threads compute: connections stay with the worker that took them, so one may have most of the work."""
+TRIED: Final = job.WORKERS_BY_THREADS
 
 
 def compute() -> FastAPI:

@@ -47,6 +47,23 @@ Best = Mapping[Level, Options]
 Tried = Mapping[Level, Sequence[Options]]
 """Those they were found among."""
 
+WORKERS_BY_THREADS: Final[Tried] = {
+    "compute": [
+        {"workers": 1, "threads": 2},
+        {"workers": 2, "threads": 1},
+        {"workers": 2, "threads": 2},
+        {"workers": 3, "threads": 1},
+    ],
+    "full": [
+        {"workers": 1, "threads": 2},
+        {"workers": 2, "threads": 1},
+        {"workers": 2, "threads": 2},
+        {"workers": 3, "threads": 1},
+        {"workers": 4, "threads": 1},
+    ],
+}
+"""Threads compute: connections stay with the worker that took them, so one may have most of the work."""
+
 ROUTE: Final = "/v1/scores"
 TOP: Final = 5
 BUDGET_S: Final = 10.0

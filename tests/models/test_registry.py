@@ -206,14 +206,14 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from models import registry
-left, to_disk = int(sys.argv[1]), registry._to_disk
+left, to_disk = int(sys.argv[1]), registry.to_disk
 def killed(path):
     global left
     if not left:
         os._exit(9)  # as SIGKILL: nothing is cleaned up
     left -= 1
     to_disk(path)
-registry._to_disk = killed
+registry.to_disk = killed
 here = registry.Registry(Path(sys.argv[2]))
 """
 PROMOTING = """
