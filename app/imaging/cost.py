@@ -61,7 +61,7 @@ def expected_ms(data: bytes) -> float:
         return 0.0
     try:
         return _COSTS[media_type](data)
-    except (struct.error, IndexError):  # the header ends early
+    except (struct.error, IndexError, OverflowError):  # the header ends early, or points beyond any file
         return UNKNOWN_MS
 
 

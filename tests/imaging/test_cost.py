@@ -77,6 +77,7 @@ def test_what_is_no_image_costs_nothing():
 @pytest.mark.parametrize(
     "data",
     [
+        b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(64),  # a directory beyond any file
         b"\xff\xd8\xff\xd8" * 100,
         b"\xff\xd8" + b"\xff\xfe\0\2" * 1_000_000,
         b"\xff\xd8" + b"\xff" * 1_000_000,
