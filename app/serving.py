@@ -335,10 +335,16 @@ def _reachable(settings: Settings) -> str:
 
 
 def free_port() -> int:
-    """A port nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody uses at this moment, nor will by chance before it is bound.
+
+    Between those of Ray's workers and those that the kernel gives to connections: while a service starts, one
+    of its own connections may be given a port that was free when it was asked for.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

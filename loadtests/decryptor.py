@@ -42,6 +42,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from rich.console import Console
 from rich.table import Table
 
+from app.serving import free_port
 from app.tenants.credentials import data_keys, encrypt
 from app.tenants.decryptor import DATA_KEYS
 from app.tenants.kms import EnvironmentCredentials, KmsKeys
@@ -116,7 +117,7 @@ def kms(folder: Path) -> Iterator[tuple[str, Path]]:
     secret.write_bytes(key)
     # Beside all that a system trusts: reading those is part of a cold start.
     trusted.write_bytes(Path(botocore.__file__).with_name("cacert.pem").read_bytes() + certificate)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-p", str(port), "-c", str(served), "-k", str(secret)]
     with (folder / "kms.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own words
@@ -161,7 +162,7 @@ def start(
     Raises:
         Unexpected: an answer is not ``expected``.
     """  # fmt: skip
-    port, inner = _free_port(), _free_port()
+    port, inner = free_port(), free_port()
     addresses = ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
     addresses += ["--runtime-api-address", f"127.0.0.1:{inner}", "--log-level", "error"]
     command = [str(emulator), *addresses, str(python), "-m", "awslambdaric", handler]
@@ -194,12 +195,6 @@ def _call(port: int, event: object) -> object:
         return json.loads(connection.getresponse().read())
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _wait_for(port: int) -> None:

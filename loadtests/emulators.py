@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import boto3
 import httpx
 
+from app.serving import free_port
 from app.stores.embedded import die_with_parent
 
 FOLDER = Path(__file__).parents[1] / "build" / "emulators"
@@ -172,7 +172,7 @@ def account(folder: Path, *services: str) -> Iterator[Account]:
     Raises:
         EmulatorError: it did not start.
     """
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = {
         "AUTH": "true",
@@ -241,8 +241,3 @@ def _python_with(pins: Sequence[str]) -> Path:
             subprocess.run(install, check=True)  # noqa: S603 - our own words
             done.touch()
     return python
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
