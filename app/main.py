@@ -8,6 +8,8 @@ With a queue, the Intake is a second way in.
 
 import atexit
 import hashlib
+import os
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,12 +36,15 @@ from models.build import build_apart
 from models.manifest import load_manifest
 from models.registry import Registry
 
+_FASTER = ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_ENABLE_HA_PROXY")
+
 
 def build(args: dict[str, str]) -> Application:
     """What ``serve run`` and ``serve deploy`` call; ``args`` are settings, see app/settings.py."""
     settings = load_settings(**args)
     _check_deployable(settings)
     settings.make_data_dir()
+    _hint()
     settings = settings.model_copy(
         update={"models": settings.models or Registry(settings.registry_dir).serving()}
     )
@@ -54,6 +59,8 @@ def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
     from the graph before, and they are in ``user_config``, which replaces no replica.
     """
     device = _device(settings)
+    if settings.decode == "gpu" and device != "cuda":
+        raise SettingsError("decode=gpu: the scorer must run on one, with device=cuda")
 
     common: dict[str, Any] = {
         # Asked often, so that a broken replica is soon replaced; a busy one gets 10 s to answer.
@@ -87,7 +94,14 @@ def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
         **common,
     ).bind(
         settings.models,
-        ModelHome(settings.registry_dir, settings.models_dir, device, settings.scorer_threads),
+        ModelHome(
+            settings.registry_dir,
+            settings.models_dir,
+            device,
+            settings.scorer_threads,
+            settings.precision,
+            settings.decode,
+        ),
         settings.batch_size,
     )
 
@@ -106,6 +120,7 @@ def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
         settings.registry_dir,
         ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
         scorer,
+        settings.decode,
     )
 
     way_in = (
@@ -181,6 +196,14 @@ def _check_deployable(settings: Settings) -> None:
             f"{' and '.join(missing)}: `serve deploy` needs them, since nothing of ours stays behind to keep "
             "results or a key; set them in serve_config.yaml's args, or as FOODDX_ variables of `ray start`"
         )
+
+
+def _hint() -> None:
+    """Say how Serve would cost less, where it was started without."""
+    missing = [name for name in _FASTER if os.environ.get(name) != "1"]
+    if missing:
+        settings = " and ".join(f"{name}=1" for name in missing)
+        sys.stderr.write(f"fooddx: set {settings} before Ray starts: without, a photo costs much more CPU\n")
 
 
 def _redis_url(settings: Settings) -> SecretStr:

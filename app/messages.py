@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import FoodDXError
+from app.imaging.bare import BareJpeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,13 @@ class PixelsJob:
     """Preprocessor → Scorer.
 
     Attributes:
-        pixels: per distinct input size of the models, in their order, uint8 (size, size, 3) RGB.
+        pixels: per distinct input of the models, in their order, uint8 (size, size, 3) RGB; none of a photo
+            that is yet to be decoded.
         models: as in PhotoJob.
         deadline: as in PhotoJob.
         sent: Unix time in seconds when it was sent, so that the wait can be told.
         request_id: for the logs.
+        encoded: the photo, where the scorer is to decode it.
     """
 
     pixels: tuple[NDArray[np.uint8], ...]
@@ -50,6 +53,12 @@ class PixelsJob:
     deadline: float
     sent: float
     request_id: str
+    encoded: BareJpeg | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """About how much of it travels."""
+        return sum(p.nbytes for p in self.pixels) + (len(self.encoded.data) if self.encoded else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +69,18 @@ class Inference:
         probabilities: per model, float32 (``manifest.outputs``,).
         queue_s: seconds between sending and the start of the batch.
         score_s: seconds the batch took.
+        pdq: the perceptual hash of a photo that the scorer decoded.
     """
 
     probabilities: tuple[NDArray[np.float32], ...]
     queue_s: float
     score_s: float
+    pdq: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Undecoded:
+    """Scorer → Preprocessor: this photo cannot be decoded here; have it as pixels."""
 
 
 @dataclass(frozen=True, slots=True)

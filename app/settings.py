@@ -85,6 +85,15 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="`cuda`: torch on a GPU; `cpu`: OpenVINO; `auto`: a GPU where Ray has one"
     )
+    precision: Literal["auto", "f32", "bf16", "int8"] = Field(
+        default="auto",
+        description="How a CPU computes: `auto` is int8 where it multiplies bytes and the model has that, "
+        "else what it does best",
+    )
+    decode: Literal["cpu", "gpu"] = Field(
+        default="cpu",
+        description="Where plain JPEGs are decoded: `gpu`: by the scorer, where CPUs would be the limit",
+    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Models to run over every photo, comma-separated; empty: the promoted one, "

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from app.imaging.decode import InputSpec
+    from app.imaging.inputs import InputSpec
 
 PATIENCE_S = 60.0
 

@@ -175,8 +175,8 @@ def decoding_rows(
 ) -> Iterator[Decoding]:
     """Decoding on the engine's device, header checks included: alone, then with the network behind it."""
     from app.engines.inputs import input_spec  # noqa: PLC0415
-    from app.engines.jpeg import BareJpeg, bare_jpeg  # noqa: PLC0415
     from app.engines.nvjpeg import JpegDecoder  # noqa: PLC0415
+    from app.imaging.bare import BareJpeg, bare_jpeg  # noqa: PLC0415
     from app.imaging.guards import ImageLimits, inspect  # noqa: PLC0415
 
     decoder = JpegDecoder([input_spec(manifest)], device=engine.device)

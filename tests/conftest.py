@@ -22,8 +22,8 @@ from app import cli, model_commands, tenant_commands
 from app.api.app import create_app
 from app.engines import Engine, create_engine
 from app.errors import FoodDXError
-from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import prepare
 from app.judge import TableJudge
 from app.messages import Inference, PhotoJob, Rejected, Scored

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from app.judge import TableJudge
-from app.settings import PREFIX, Settings, load_settings
+from app.settings import PREFIX, Settings, SettingsError, load_settings
 
 with warnings.catch_warnings():
     # Ray 2.60's own classes, when they are first imported.
@@ -243,3 +243,12 @@ def test_the_clusters_data_are_beside_the_mounted_code() -> None:
 def test_the_front_is_reachable_from_a_load_balancer(config: dict[str, Any]) -> None:
     assert config["proxy_location"] == "EveryNode"
     assert config["http_options"]["host"] == "0.0.0.0"  # noqa: S104 - compared, not bound
+
+
+def test_photos_are_decoded_on_a_gpu_only_where_the_scorer_has_one(tmp_path: Path) -> None:
+    from app.main import graph
+
+    settings = {"data_dir": tmp_path, "redis_url": "redis://localhost", "decode": "gpu"}
+    with pytest.raises(SettingsError, match="decode=gpu"):
+        graph(load_settings(**settings, device="cpu"))
+    assert graph(load_settings(**settings, device="cuda"))

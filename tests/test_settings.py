@@ -39,6 +39,8 @@ SAMPLES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "port": ("8123", 8123, ("0", "65536", "http", "-1")),
     "metrics_port": ("9123", 9123, ("0", "65536", "http", "-1")),
     "device": ("cuda", "cuda", ("gpu", "CPU", "")),
+    "precision": ("bf16", "bf16", ("fp8", "INT8")),
+    "decode": ("gpu", "gpu", ("cuda", "both")),
     "models": (
         "imagenet-lite0, imagenet-lite1",
         ("imagenet-lite0", "imagenet-lite1"),

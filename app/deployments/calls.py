@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from ray.exceptions import RayError
@@ -13,12 +14,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from app.errors import Overloaded, ScorerUnavailable
 from app.grouping import Bounds, Grouping
 from app.imaging.cost import expected_ms
-from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored
+from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored, Undecoded
 from app.telemetry import logger
 
 # By gRPC a message may have 4 MiB unless every node was told otherwise; larger photos go through the object
 # store of Ray, which has no such bound.
-_LARGEST_BY_VALUE: Final = 3 * 2**20
+LARGEST_BY_VALUE: Final = 3 * 2**20
+ScorerOutcome = Inference | Rejected | Undecoded
 _READY_TIMEOUT_S: Final = 2.0
 # Measured, see docs/performance.md. A group of photos ends when its last one does: several smaller ones
 # answer sooner than one that carries all.
@@ -55,18 +57,18 @@ class RemoteScorer:
         """``waiting``: the most photos that wait here to be sent."""
         self._small = preprocessor
         self._large = preprocessor.options(_by_reference=True)
-        bounds = Bounds(PHOTO_CALLS, items=_PHOTOS, nbytes=_LARGEST_BY_VALUE, waiting=waiting)
+        bounds = Bounds(PHOTO_CALLS, items=_PHOTOS, nbytes=LARGEST_BY_VALUE, waiting=waiting)
         self._group = Grouping(self._send, bounds, _photo_bytes)
 
     async def __call__(self, job: PhotoJob) -> Scored | Rejected:
         """Have a photo prepared and scored; raises as ``calling``."""
         # A group comes back as one, so what would hold it up goes by itself.
-        if len(job.data) > _LARGEST_BY_VALUE or expected_ms(job.data) > SLOW_MS:
+        if len(job.data) > LARGEST_BY_VALUE or expected_ms(job.data) > SLOW_MS:
             return (await self._send([job]))[0]
         return await self._group(job)
 
     async def _send(self, jobs: list[PhotoJob]) -> Sequence[Scored | Rejected]:
-        handle = self._large if len(jobs[0].data) > _LARGEST_BY_VALUE else self._small
+        handle = self._large if len(jobs[0].data) > LARGEST_BY_VALUE else self._small
         with calling("preprocessor"):
             outcomes: Sequence[Scored | Rejected] = await handle.remote(jobs)
         return outcomes
@@ -87,17 +89,13 @@ def _photo_bytes(job: PhotoJob) -> int:
     return len(job.data)
 
 
-def _pixel_bytes(job: PixelsJob) -> int:
-    return sum(pixels.nbytes for pixels in job.pixels)
-
-
-def grouped_scorer(scorer: Any, waiting: int) -> Grouping[PixelsJob, Inference | Rejected]:
+def grouped_scorer(scorer: Any, waiting: int) -> Grouping[PixelsJob, ScorerOutcome]:
     """The Scorer's handle, called for many photos at a time; raises as ``calling``."""
 
-    async def send(jobs: list[PixelsJob]) -> Sequence[Inference | Rejected]:
+    async def send(jobs: list[PixelsJob]) -> Sequence[ScorerOutcome]:
         with calling("scorer"):
-            outcomes: Sequence[Inference | Rejected] = await scorer.run.remote(jobs)
+            outcomes: Sequence[ScorerOutcome] = await scorer.run.remote(jobs)
         return outcomes
 
-    bounds = Bounds(PIXEL_CALLS, items=_PHOTOS, nbytes=_LARGEST_BY_VALUE, waiting=waiting)
-    return Grouping(send, bounds, _pixel_bytes)
+    bounds = Bounds(PIXEL_CALLS, items=_PHOTOS, nbytes=LARGEST_BY_VALUE, waiting=waiting)
+    return Grouping(send, bounds, attrgetter("nbytes"))

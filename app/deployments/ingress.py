@@ -10,6 +10,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from app.api.app import create_app
+from app.deployments import settle
 from app.deployments.calls import RemoteScorer
 from app.deployments.parts import chores, follow, judge_of
 from app.service import Service
@@ -38,6 +39,7 @@ class Ingress:
             send=_send_to(settings.queue),
         )
         self._chores = chores(self._service)
+        settle(computing=False)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application, made once the replica is."""

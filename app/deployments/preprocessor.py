@@ -4,46 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from app.deployments import SWITCH_S
-from app.deployments.calls import calling, grouped_scorer
+from app.deployments import settle
+from app.deployments.calls import LARGEST_BY_VALUE, SLOW_MS, calling, grouped_scorer
+from app.engines import Decode
 from app.engines.inputs import input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
-from app.imaging.decode import InputSpec
-from app.imaging.guards import ImageLimits
+from app.imaging.bare import BareJpeg, bare_jpeg
+from app.imaging.cost import expected_ms
+from app.imaging.guards import ImageInfo, ImageLimits, inspect
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import Prepared, prepare
-from app.messages import PhotoJob, PixelsJob, Rejected, Scored, expired
+from app.messages import PhotoJob, PixelsJob, Rejected, Scored, Undecoded, expired
 from app.telemetry import RayMeter, logger
 from models.manifest import ManifestError, load_manifest
 
-# Two, although one core may be all there is: a slow progressive photo then shares with small ones
-# instead of holding them up.
-_THREADS = 2
-_NICER = 4  # than the rest of the process, and than the scorer
+_THREADS = 2  # for quick photos, and two for slow ones: these never hold up those
+# Than the rest of the process, and than the scorer: what is decoded already goes first, and a quick photo
+# before a slow one, where they want the same core.
+_NICER = {"quick": 2, "slow": 4}
 _WAITING = 256  # decoded photos that no call has taken yet, 150 KB each at 224 pixels
+
+
+Made = TypeVar("Made")
 
 
 class Preprocessor:
     """Decodes photos in threads (Pillow gives up the GIL) and passes them on."""
 
-    def __init__(self, registry: Path, limits: ImageLimits, scorer: Any) -> None:
-        sys.setswitchinterval(SWITCH_S)
+    def __init__(self, registry: Path, limits: ImageLimits, scorer: Any, decode: Decode = "cpu") -> None:
+        """``decode``: where baseline JPEGs are, here or on the scorer's GPU."""
         self._registry = registry
         # Models change a few times a year, and two at a time are in use while they do.
         self._specs = lru_cache(maxsize=8)(self._read_specs)
         self._limits = limits
         self._scorer = scorer
         self._group = grouped_scorer(scorer, waiting=_WAITING)
-        # What is decoded already goes first: where both want the same core, the scorer gets more of it.
-        self._threads = ThreadPoolExecutor(_THREADS, "decode", initializer=lambda: os.nice(_NICER))
+        self._away = decode == "gpu"
+        self._quick, self._slow = (
+            ThreadPoolExecutor(_THREADS, name, initializer=os.nice, initargs=(nicer,))
+            for name, nicer in _NICER.items()
+        )
         self._meter = RayMeter()
+        settle(computing=True)
 
     async def __call__(self, jobs: Sequence[PhotoJob]) -> list[Scored | Rejected]:
         """Prepare photos and have them scored; each fails alone."""
@@ -61,24 +70,55 @@ class Preprocessor:
             return Rejected.of(error)
 
     async def _score(self, job: PhotoJob) -> Scored | Rejected:
-        loop = asyncio.get_running_loop()
-        prepared, decode_s = await loop.run_in_executor(self._threads, self._prepare, job)
+        if self._away and (scored := await self._score_encoded(job)):
+            return scored
+        threads = self._slow if expected_ms(job.data) > SLOW_MS else self._quick
+        prepared, decode_s = await self._in(threads, self._prepare, job)
         outcome = await self._group(
             PixelsJob(prepared.pixels, job.models, job.deadline, time.time(), job.request_id)
         )
         if isinstance(outcome, Rejected):
             return outcome
+        if isinstance(outcome, Undecoded):  # a defect: there was nothing to decode
+            raise FoodDXError
         info = prepared.info
         return Scored(outcome, info.media_type, info.width, info.height, prepared.pdq, decode_s)
 
-    def _prepare(self, job: PhotoJob) -> tuple[Prepared, float]:
-        # Asked here, in the thread: what waited in its queue too long is dropped before it costs anything.
-        if expired(job.deadline):
-            self._meter.add("fooddx_expired_total", stage="decode")
-            raise DeadlineExceeded
-        start = time.perf_counter()
-        prepared = prepare(job.data, self._limits, self._specs(job.models))
-        return prepared, time.perf_counter() - start
+    async def _score_encoded(self, job: PhotoJob) -> Scored | Rejected | None:
+        """Have the scorer decode it too; None where the photo is none of those it can."""
+        (info, bare), decode_s = await self._in(self._quick, self._strip, job)
+        if bare is None or len(bare.data) > LARGEST_BY_VALUE:
+            return None
+        outcome = await self._group(
+            PixelsJob((), job.models, job.deadline, time.time(), job.request_id, encoded=bare)
+        )
+        if isinstance(outcome, Undecoded):
+            return None
+        if isinstance(outcome, Rejected):
+            return outcome
+        return Scored(outcome, info.media_type, info.width, info.height, outcome.pdq or "", decode_s)
+
+    async def _in(
+        self, threads: ThreadPoolExecutor, work: Callable[[PhotoJob], Made], job: PhotoJob
+    ) -> tuple[Made, float]:
+        """What ``work`` makes of a photo in one of ``threads``, and the seconds it took."""
+
+        def timed() -> tuple[Made, float]:
+            # Asked here, in the thread: what waited too long in its queue is dropped before it costs more.
+            if expired(job.deadline):
+                self._meter.add("fooddx_expired_total", stage="decode")
+                raise DeadlineExceeded
+            start = time.perf_counter()
+            return work(job), time.perf_counter() - start
+
+        return await asyncio.get_running_loop().run_in_executor(threads, timed)
+
+    def _prepare(self, job: PhotoJob) -> Prepared:
+        return prepare(job.data, self._limits, self._specs(job.models))
+
+    def _strip(self, job: PhotoJob) -> tuple[ImageInfo, BareJpeg | None]:
+        info = inspect(job.data, self._limits)
+        return info, bare_jpeg(job.data, info)
 
     def _read_specs(self, models: tuple[str, ...]) -> tuple[InputSpec, ...]:
         try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,27 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from app.deployments import SWITCH_S
-from app.engines import Device, Engine, EngineError, create_engine
+from app.deployments import settle
+from app.deployments.calls import ScorerOutcome
+from app.engines import (
+    Decode,
+    Device,
+    DeviceEngine,
+    Engine,
+    EngineError,
+    Precision,
+    create_decoder,
+    create_engine,
+)
 from app.engines.inputs import input_spec, input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
-from app.messages import Inference, PixelsJob, Rejected, expired
+from app.messages import Inference, PixelsJob, Rejected, Undecoded, expired
 from app.telemetry import RayMeter, logger
 from models.build import BuildError, build_apart, is_built
 from models.manifest import ManifestError, load_manifest
+
+_Seen = tuple[tuple[NDArray[np.float32], ...], str | None]
+"""Of one photo: a row of probabilities per model, and its perceptual hash if it was decoded here."""
 
 # Sets of models: those that serve, those before, and tenants' own. A small one takes about 60 MB.
 _SETS_KEPT = 8
@@ -38,12 +50,16 @@ class ModelHome:
         built: folder of what was built of models.
         device: "cuda" for torch on a GPU, "cpu" for OpenVINO.
         threads: CPU threads of one scorer.
+        precision: of OpenVINO.
+        decode: "gpu" to decode JPEGs too.
     """
 
     registry: Path
     built: Path
     device: Device
     threads: int
+    precision: Precision = "auto"
+    decode: Decode = "cpu"
 
 
 class ScorerConfig(BaseModel):
@@ -67,10 +83,11 @@ class _Loaded:
             logger.warning("building models at replica start", extra={"models": list(refs)})
             build_apart(manifests, home.built)
         self.engines: list[Engine] = [
-            create_engine(home.device, manifest, home.built / manifest.folder, home.threads)
+            create_engine(home.device, manifest, home.built / manifest.folder, home.threads, home.precision)
             for manifest in manifests
         ]
         self.specs = input_specs(manifests)
+        self.decoder = create_decoder(self.specs) if home.decode == "gpu" else None
         self.spec_of = [self.specs.index(input_spec(manifest)) for manifest in manifests]
         for engine in self.engines:
             engine.warm_up(max_batch)
@@ -79,11 +96,28 @@ class _Loaded:
         )
 
     def fits(self, job: PixelsJob) -> bool:
+        if job.encoded:
+            return self.decoder is not None
         return [p.shape for p in job.pixels] == [(spec.size, spec.size, 3) for spec in self.specs]
 
-    def predict(self, jobs: Sequence[PixelsJob]) -> list[NDArray[np.float32]]:
-        stacked = [np.stack([job.pixels[i] for job in jobs]) for i in range(len(self.specs))]
-        return [engine.predict(stacked[i]) for engine, i in zip(self.engines, self.spec_of, strict=True)]
+    def see(self, jobs: Sequence[PixelsJob]) -> Iterator[tuple[PixelsJob, _Seen]]:
+        """What the models say of each photo, but for those that could not be decoded."""
+        if decoded := [job for job in jobs if not job.encoded]:
+            stacked = [np.stack([job.pixels[i] for job in decoded]) for i in range(len(self.specs))]
+            outputs = [
+                engine.predict(stacked[i]) for engine, i in zip(self.engines, self.spec_of, strict=True)
+            ]
+            for job, *rows in zip(decoded, *outputs, strict=True):
+                yield job, (tuple(rows), None)
+        if self.decoder and (encoded := [(job, job.encoded) for job in jobs if job.encoded]):
+            there = self.decoder.decode([jpeg for _, jpeg in encoded])
+            outputs = [
+                engine.predict_device(there.pixels[i])
+                for engine, i in zip(self.engines, self.spec_of, strict=True)
+                if isinstance(engine, DeviceEngine)  # as every engine beside a decoder is
+            ]
+            for place, pdq, *rows in zip(there.kept, there.pdq, *outputs, strict=True):
+                yield encoded[place][0], (tuple(rows), pdq)
 
 
 def _photos(groups: Sequence[Sequence[PixelsJob]]) -> int:
@@ -101,19 +135,28 @@ class Scorer:
     """
 
     def __init__(self, models: tuple[str, ...], home: ModelHome, max_batch: int) -> None:
-        sys.setswitchinterval(SWITCH_S)
         self._home = home
         self._max_batch = self._batch_size = max_batch
         self._own = models
         self._loaded = {models: _Loaded(models, home, max_batch)}
         self._loading = asyncio.Lock()
-        # One thread: an engine takes one call at a time, and the loop stays free to take in the next batch.
-        self._thread = ThreadPoolExecutor(1, "infer")
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # As many batches at a time as the engines take, and the loop stays free to take in the next.
+        self._concurrency = min(engine.concurrency for engine in self._loaded[models].engines)
+        self._threads = ThreadPoolExecutor(self._concurrency, "infer")
+        self._in_work = 0
+        self._free = asyncio.Event()
+        self._free.set()
+        # The sizes stand until `reconfigure`, which Serve calls before the first request.
+        self._batched = serve.batch(
+            max_batch_size=max_batch,
+            batch_wait_timeout_s=0.0,
+            max_concurrent_batches=self._concurrency,
+            batch_size_fn=_photos,
+        )(self._batch)
         self._broken: str | None = None
         self._waiting = 0
         self._meter = RayMeter()
+        settle(computing=True)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Take a new batch size and wait, and load new models; the next batch uses them, nothing restarts.
@@ -154,7 +197,7 @@ class Scorer:
         """Whether this replica could score now: its models are loaded, or it would not exist."""
         return self._broken is None
 
-    async def run(self, jobs: list[PixelsJob]) -> list[Inference | Rejected]:
+    async def run(self, jobs: list[PixelsJob]) -> list[ScorerOutcome]:
         """Score photos, together with whoever else is waiting."""
         self._count(len(jobs))
         try:
@@ -166,7 +209,7 @@ class Scorer:
                     self._loaded[models] = self._loaded.pop(models)  # the youngest: what is used stays
             # Left alone, @serve.batch closes batches on its timer while one is still in work, and they come
             # out small. Whoever comes meanwhile waits here instead, and all of them make the next batch.
-            await self._idle.wait()
+            await self._free.wait()
             # @serve.batch refuses what is larger than a batch.
             whole = [jobs[at : at + self._batch_size] for at in range(0, len(jobs), self._batch_size)]
             return [outcome for part in await asyncio.gather(*map(self._batched, whole)) for outcome in part]
@@ -177,29 +220,29 @@ class Scorer:
         self._waiting += change
         self._meter.add("fooddx_scorer_queue", self._waiting)
 
-    # The sizes here only stand until `reconfigure`, which Serve calls before the first request. One batch at
-    # a time: two would compete for the same cores.
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0, max_concurrent_batches=1, batch_size_fn=_photos)  # type: ignore[untyped-decorator]
-    async def _batched(self, groups: list[list[PixelsJob]]) -> list[list[Inference | Rejected]]:
+    async def _batch(self, groups: list[list[PixelsJob]]) -> list[list[ScorerOutcome]]:
         jobs = [job for group in groups for job in group]
         started = time.time()
         live = [job for job in jobs if not expired(job.deadline) and self._fits(job)]
-        self._idle.clear()
+        self._in_work += 1
+        if self._in_work >= self._concurrency:
+            self._free.clear()
         try:
             outcomes = await self._infer(live, started) if live else {}
         finally:
-            self._idle.set()
+            self._in_work -= 1
+            self._free.set()
         self._meter.add("fooddx_batch_size", len(live))
         return [[outcomes.get(id(job)) or self._reject(job) for job in group] for group in groups]
 
-    async def _infer(self, jobs: list[PixelsJob], started: float) -> dict[int, Inference | Rejected]:
+    async def _infer(self, jobs: list[PixelsJob], started: float) -> dict[int, Inference]:
         loop = asyncio.get_running_loop()
         groups: dict[tuple[str, ...], list[PixelsJob]] = {}
         for job in jobs:
             groups.setdefault(job.models, []).append(job)
         sets = [(self._loaded[models], group) for models, group in groups.items()]
         try:
-            outputs = await loop.run_in_executor(self._thread, _predict, sets)
+            found = await loop.run_in_executor(self._threads, _see, sets)
         except EngineError as error:
             # The device or the model failed, not a photo: no later batch can be trusted.
             self._broken = str(error)
@@ -214,29 +257,26 @@ class Scorer:
                 "ms": round(score_s * 1000, 1),
             },
         )
-        return {id(job): Inference(rows, max(started - job.sent, 0.0), score_s) for job, rows in outputs}
+        return {
+            id(job): Inference(rows, max(started - job.sent, 0.0), score_s, pdq) for job, (rows, pdq) in found
+        }
 
     def _fits(self, job: PixelsJob) -> bool:
         loaded = self._loaded.get(job.models)
         return loaded is not None and loaded.fits(job)
 
-    def _reject(self, job: PixelsJob) -> Rejected:
+    def _reject(self, job: PixelsJob) -> Rejected | Undecoded:
         if expired(job.deadline):
             self._meter.add("fooddx_expired_total", stage="score")
             return Rejected.of(DeadlineExceeded())
+        if job.encoded:
+            return Undecoded()
         if job.models not in self._loaded:
             return Rejected.of(ScorerUnavailable("The model is not here yet."))
         logger.error("pixels do not fit the models", extra={"request_id": job.request_id})
         return Rejected.of(FoodDXError())
 
 
-def _predict(
-    sets: Sequence[tuple[_Loaded, Sequence[PixelsJob]]],
-) -> list[tuple[PixelsJob, tuple[NDArray[np.float32], ...]]]:
-    """Each job with its rows, one per model. As a rule there is one set: the models that serve."""
-    return [
-        (job, tuple(output[place] for output in outputs))
-        for loaded, jobs in sets
-        for outputs in [loaded.predict(jobs)]
-        for place, job in enumerate(jobs)
-    ]
+def _see(sets: Sequence[tuple[_Loaded, Sequence[PixelsJob]]]) -> list[tuple[PixelsJob, _Seen]]:
+    """What the models say of each photo. As a rule there is one set: the models that serve."""
+    return [seen for loaded, jobs in sets for seen in loaded.see(jobs)]

@@ -6,8 +6,9 @@ An engine takes prepared pixels and gives probabilities. It knows nothing of foo
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,18 @@ from numpy.typing import NDArray
 from models import selftest
 from models.manifest import Manifest
 
+if TYPE_CHECKING:
+    import torch
+
+    from app.engines.nvjpeg import JpegDecoder
+    from app.imaging.inputs import InputSpec
+
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 Probabilities = NDArray[np.float32]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["auto", "f32", "bf16", "int8"]
+Decode = Literal["cpu", "gpu"]
 
 
 class EngineError(RuntimeError):
@@ -27,11 +35,18 @@ class EngineError(RuntimeError):
 
 
 class Engine(Protocol):
-    """One loaded model. One call at a time; use an engine per thread, or a lock."""
+    """One loaded model.
+
+    Attributes:
+        name, version: of the model.
+        input_size: the side of the square it looks at, in pixels.
+        concurrency: from how many threads at a time ``predict`` may be called.
+    """
 
     name: str
     version: str
     input_size: int
+    concurrency: int
 
     def predict(self, pixels: Pixels) -> Probabilities:
         """Probabilities, float32 (N, ``manifest.outputs``), of photos, uint8 (N, input_size, input_size, 3).
@@ -45,6 +60,22 @@ class Engine(Protocol):
     def warm_up(self, max_batch: int) -> None:
         """Pay now what the first batches up to ``max_batch`` would have to pay."""
         ...
+
+
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine that also takes photos which are on its device already."""
+
+    def predict_device(self, pixels: torch.Tensor) -> Probabilities:
+        """As ``predict``, of a tensor uint8 (N, input_size, input_size, 3)."""
+        ...
+
+
+def create_decoder(specs: Sequence[InputSpec]) -> JpegDecoder:
+    """What decodes JPEGs on the GPU for the given inputs. Raises EngineError without a GPU."""
+    from app.engines.nvjpeg import JpegDecoder  # noqa: PLC0415
+
+    return JpegDecoder(specs)
 
 
 def create_engine(

@@ -30,8 +30,8 @@ _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 class CudaEngine:
     """Bytes cross PCIe, normalisation happens on the device: a quarter of what float32 pixels would take.
 
-    Unlike what ``Engine`` promises, ``predict`` may be called from several threads: up to ``concurrency``
-    calls overlap, copies of one with kernels of another (see ``Lane``), and more wait their turn.
+    Up to ``concurrency`` calls overlap, copies of one with kernels of another (see ``Lane``); more wait their
+    turn.
 
     A photo's logits do not depend on its neighbours, but bucket sizes may run different kernels, so that
     the same photo in another batch size can differ by bfloat16's rounding.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from app.imaging.decode import InputSpec
+from app.imaging.inputs import InputSpec
 from models.manifest import Manifest
 
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from app.engines import EngineError
-from app.engines.jpeg import BareJpeg
-from app.imaging.decode import InputSpec
+from app.imaging.bare import BareJpeg
 from app.imaging.hashes import pdq
+from app.imaging.inputs import InputSpec
 
 MAX_PIXELS_AT_ONCE = 64_000_000
 """Decoded at a time: 192 MB of bytes, beside what nvJPEG takes. One larger photo goes alone."""

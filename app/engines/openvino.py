@@ -63,6 +63,7 @@ class OpenVinoEngine:
                 in ``artefacts`` what this one does.
         """
         self.name, self.version, self.input_size = manifest.name, manifest.version, manifest.input.size
+        self.concurrency = 1  # it keeps its threads busy by itself
         self._manifest = manifest
         self.precision = precision
         try:

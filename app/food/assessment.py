@@ -199,7 +199,7 @@ def combine(evidence: Sequence[Evidence], thresholds: Thresholds) -> Assessment:
     weights = [e.food_probability if e.shares.any() else 0.0 for e in evidence]
     if not any(weights):  # a gate says food, and no food class got any probability
         return _nothing("needs_review", food_probability)
-    traits = np.average([e.traits for e in evidence], axis=0, weights=weights)
+    traits = np.dot(weights, [e.traits for e in evidence]) / math.fsum(weights)
     scores = traits[_SCORES]
     mean = float(scores @ _STARS)
     sure = math.sqrt(float(scores @ (_STARS - mean) ** 2)) <= thresholds.review

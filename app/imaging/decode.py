@@ -20,13 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from app.imaging.guards import ImageInfo, reading
+from app.imaging.inputs import InputSpec
 
 Pixels = NDArray[np.uint8]
 
@@ -35,28 +35,6 @@ _LUMA_SIDE = 1024  # PDQ looks at 64 × 64 points; this bounds the cost of very 
 _HASHED_SIDE = 128.0  # no spec may leave fewer pixels than the two points for each of PDQ's 64
 _BAND_PIXELS = 1 << 18  # large enough that the loop over bands costs nothing
 _REDUCING_GAP = 2  # averaging stops at twice the needed size, so that the resize still sets the quality
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """One model's input: a centre crop of the upright photo, resized to ``size`` × ``size`` RGB.
-
-    The crop is a square with ``crop_fraction`` of the photo's shorter side. 0.875 = 224/256 is the usual
-    ImageNet evaluation: resize the shorter side to 256, crop 224 from the centre.
-    """
-
-    size: int
-    crop_fraction: float = 0.875
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or not 0 < self.crop_fraction <= 1 or self.interpolation not in _FILTERS:
-            raise ValueError(f"not a usable input: {self}")
-
-    @property
-    def short_side(self) -> float:
-        """The shorter side, in pixels, of the smallest photo that need not be enlarged for this input."""
-        return self.size / self.crop_fraction
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.imaging.decode import InputSpec, Pixels, decode
+from app.imaging.decode import Pixels, decode
 from app.imaging.guards import ImageInfo, ImageLimits, inspect
 from app.imaging.hashes import pdq
+from app.imaging.inputs import InputSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import FoodDXError
-from app.imaging.decode import InputSpec, decode
+from app.imaging.decode import decode
 from app.imaging.guards import ImageLimits, inspect
+from app.imaging.inputs import InputSpec
 
 Split = Literal["train", "calibrate", "test"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,13 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
+from app.deployments import preprocessor as module
 from app.deployments.preprocessor import Preprocessor
+from app.engines import Decode
 from app.imaging.guards import ImageLimits
-from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored
-from tests.photos import coffee_jpeg
+from app.imaging.prepare import Prepared
+from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored, Undecoded
+from tests.photos import coffee_image, coffee_jpeg, encoded
 
 PHOTO = coffee_jpeg(640, 480)
 ANSWER = Inference((np.full(3, 1 / 3, np.float32),), 0.001, 0.004)
@@ -47,10 +52,14 @@ REGISTRY = Path("no-registry")
 
 
 def preprocess(
-    handle: Handle, data: bytes = PHOTO, deadline_s: float = 30.0, models: tuple[str, ...] = MODELS
+    handle: Handle,
+    data: bytes = PHOTO,
+    deadline_s: float = 30.0,
+    models: tuple[str, ...] = MODELS,
+    decode: Decode = "cpu",
 ) -> Scored | Rejected:
     async def story() -> Scored | Rejected:
-        preprocessor = Preprocessor(REGISTRY, ImageLimits(), handle)
+        preprocessor = Preprocessor(REGISTRY, ImageLimits(), handle, decode)
         (outcome,) = await preprocessor([PhotoJob(data, models, time.time() + deadline_s, "test")])
         return outcome
 
@@ -134,3 +143,82 @@ def test_it_is_ready_when_the_scorer_is(ready: Any, expected: bool) -> None:
         return await Preprocessor(REGISTRY, ImageLimits(), Handle(ANSWER, ready)).ready()
 
     assert asyncio.run(story()) is expected
+
+
+def test_slow_photos_do_not_hold_up_a_quick_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_is_done = threading.Event()
+    slow = coffee_jpeg(3000, 2250, progressive=True)
+
+    def prepare(data: bytes, *rest: Any) -> Prepared:
+        if data == slow:
+            assert quick_is_done.wait(20)
+        return real(data, *rest)
+
+    real = module.prepare
+    monkeypatch.setattr(module, "prepare", prepare)
+
+    async def story() -> None:
+        preprocessor = Preprocessor(REGISTRY, ImageLimits(), Handle(ANSWER))
+        deadline = time.time() + 30
+        waiting = [
+            asyncio.create_task(preprocessor([PhotoJob(slow, MODELS, deadline, "slow")])) for _ in range(3)
+        ]
+        await asyncio.sleep(0)
+        (quick,) = await asyncio.wait_for(preprocessor([PhotoJob(PHOTO, MODELS, deadline, "quick")]), 10)
+        assert isinstance(quick, Scored)
+        quick_is_done.set()
+        for outcomes in await asyncio.gather(*waiting):
+            assert isinstance(outcomes[0], Scored)
+
+    asyncio.run(story())
+
+
+def test_a_plain_jpeg_goes_to_a_scorer_that_decodes() -> None:
+    handle = Handle(replace(ANSWER, pdq="ab" * 32))
+    scored = preprocess(handle, decode="gpu")
+    assert isinstance(scored, Scored)
+    assert (scored.media_type, scored.width, scored.height) == ("image/jpeg", 640, 480)
+    assert scored.pdq == "ab" * 32
+    (job,) = handle.jobs
+    assert job.pixels == ()
+    assert job.encoded
+    assert (job.encoded.width, job.encoded.height) == (640, 480)
+    assert 0 < job.nbytes <= len(PHOTO)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        coffee_jpeg(640, 480, progressive=True),
+        encoded(coffee_image(64, 48), "PNG"),
+        coffee_jpeg(640, 480)[:-2] + bytes(64),  # without its end
+    ],
+    ids=["progressive", "PNG", "endless"],
+)
+def test_what_the_scorer_cannot_decode_goes_as_pixels(data: bytes) -> None:
+    handle = Handle(ANSWER)
+    scored = preprocess(handle, data, decode="gpu")
+    assert isinstance(scored, Scored)
+    assert len(scored.pdq) == 64
+    (job,) = handle.jobs
+    assert job.encoded is None
+    assert len(job.pixels) == 2
+
+
+def test_what_the_scorer_could_not_decode_after_all_goes_as_pixels() -> None:
+    handle = Handle(ANSWER)
+    answers = [Undecoded(), ANSWER]
+    handle.run.remote = lambda jobs: handle._run(jobs, answers.pop(0))
+    scored = preprocess(handle, decode="gpu")
+    assert isinstance(scored, Scored)
+    assert len(scored.pdq) == 64
+    first, second = handle.jobs
+    assert first.encoded
+    assert second.encoded is None
+    assert len(second.pixels) == 2
+
+
+def test_a_photo_that_nobody_can_read_is_refused_beside_a_scorer_that_decodes_too() -> None:
+    handle = Handle(Undecoded())
+    outcome = preprocess(handle, PHOTO[:4000], decode="gpu")
+    assert outcome == Rejected("image_truncated", "The photo is cut short")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,13 @@ from app.deployments import scorer as module
 from app.deployments.scorer import ModelHome, Scorer
 from app.engines import EngineError
 from app.engines.inputs import input_specs
-from app.messages import Inference, PixelsJob, Rejected
+from app.imaging.bare import bare_jpeg
+from app.imaging.guards import ImageLimits, inspect
+from app.imaging.prepare import prepare
+from app.messages import Inference, PixelsJob, Rejected, Undecoded
 from models.manifest import load_manifest
 from tests.conftest import RecordingMeter
+from tests.photos import coffee_jpeg
 
 LITE0, LITE1 = ("imagenet-lite0",), ("imagenet-lite1",)
 
@@ -32,8 +37,8 @@ LITE0, LITE1 = ("imagenet-lite0",), ("imagenet-lite1",)
 class Recorder(Scorer):
     """A Scorer that remembers its batches, and whose engine can be broken or held up."""
 
-    def __init__(self, models_dir: Path) -> None:
-        super().__init__(LITE0, ModelHome(models_dir / "no-registry", models_dir, "cpu", 1), 8)
+    def __init__(self, home: ModelHome) -> None:
+        super().__init__(LITE0, home, 8)
         self.batches: list[int] = []
         self.started = threading.Event()
         self.fault: str | None = None
@@ -45,33 +50,29 @@ class Recorder(Scorer):
         time.sleep(self.hold_s)
         if self.fault:
             raise EngineError(self.fault)
-        return PREDICT(sets)
+        return SEE(sets)
 
 
-PREDICT = module._predict
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.Runner]:
-    """One for all: @serve.batch keeps its queue with the function, and the queue its first event loop."""
-    with asyncio.Runner() as runner:
-        yield runner
+SEE = module._see
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch, models_dir: Path, loop: asyncio.Runner) -> Callable[..., Any]:
+def play(monkeypatch: pytest.MonkeyPatch, models_dir: Path) -> Callable[..., Any]:
     """Play a story with a Scorer made inside the running loop, as a replica makes it."""
     config = SimpleNamespace(max_ongoing_requests=64)
     monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(_deployment_config=config))
 
-    def run(story: Callable[[Recorder], Coroutine[Any, Any, Any]]) -> Any:
+    def run(
+        story: Callable[[Recorder], Coroutine[Any, Any, Any]],
+        home: ModelHome = ModelHome(Path(), Path(), "cpu", 1),  # noqa: B008 - frozen
+    ) -> Any:
         async def main() -> Any:
-            scorer = Recorder(models_dir)
-            monkeypatch.setattr(module, "_predict", scorer.hold)
+            scorer = Recorder(replace(home, registry=models_dir / "no-registry", built=models_dir))
+            monkeypatch.setattr(module, "_see", scorer.hold)
             await scorer.reconfigure({"batch_size": 8, "batch_wait_ms": 0})
             return await story(scorer)
 
-        return loop.run(main())
+        return asyncio.run(main())
 
     return run
 
@@ -252,3 +253,81 @@ def test_models_send_each_distinct_input_once() -> None:
     lite0, lite1 = load_manifest("imagenet-lite0"), load_manifest("imagenet-lite1")
     assert [spec.size for spec in input_specs([lite0, lite0])] == [224]
     assert [spec.size for spec in input_specs([lite0, lite1])] == [224, 240]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModelHome:
+    """A scorer with torch and a decoder of its own, on CPU tensors; libjpeg stands in for nvJPEG."""
+    from app.engines.cuda import CudaEngine
+    from app.engines.nvjpeg import JpegDecoder
+
+    monkeypatch.setattr(
+        module,
+        "create_engine",
+        lambda _, manifest, artefacts, *__: CudaEngine(manifest, artefacts, device="cpu"),
+    )
+    monkeypatch.setattr(module, "create_decoder", lambda specs: JpegDecoder(specs, device="cpu"))
+    return ModelHome(Path(), Path(), "cuda", 1, decode="gpu")
+
+
+def encoded_job(photo: bytes) -> PixelsJob:
+    bare = bare_jpeg(photo, inspect(photo, ImageLimits()))
+    return PixelsJob((), LITE0, time.time() + 30, time.time(), "test", encoded=bare)
+
+
+def test_a_scorer_that_decodes_answers_as_for_pixels(play: Any, gpu: ModelHome) -> None:
+    photo = coffee_jpeg(640, 480)
+    prepared = prepare(photo, ImageLimits(), input_specs([load_manifest(LITE0[0])]))
+    pixels = replace(job(), pixels=prepared.pixels)
+
+    async def story(scorer: Recorder) -> None:
+        here, there, other = await together(
+            scorer, encoded_job(photo), pixels, encoded_job(coffee_jpeg(320, 400))
+        )
+        assert scorer.batches == [3], "both kinds share a batch"
+        assert np.abs(here.probabilities[0] - there.probabilities[0]).max() < 0.05
+        assert here.pdq is not None
+        assert (int(here.pdq, 16) ^ int(prepared.pdq, 16)).bit_count() <= 16
+        assert there.pdq is None
+        assert isinstance(other, Inference)
+        assert other.pdq != here.pdq
+
+    play(story, gpu)
+
+
+def test_a_photo_that_the_decoder_cannot_read_is_asked_for_as_pixels(play: Any, gpu: ModelHome) -> None:
+    broken = encoded_job(coffee_jpeg(640, 480))
+    assert broken.encoded
+    broken = replace(broken, encoded=replace(broken.encoded, data=b"\xff\xd8\xff\xd9"))
+
+    async def story(scorer: Recorder) -> None:
+        outcome, good, pixels = await together(scorer, broken, encoded_job(coffee_jpeg(320, 400)), job())
+        assert outcome == Undecoded()
+        assert isinstance(good, Inference)
+        assert isinstance(pixels, Inference)
+        scorer.check_health()
+
+    play(story, gpu)
+
+
+def test_a_scorer_without_a_decoder_asks_for_pixels(play: Any) -> None:
+    assert play(lambda scorer: score_one(scorer, encoded_job(coffee_jpeg(320, 400)))) == Undecoded()
+
+
+def test_as_many_batches_are_in_work_as_the_engine_takes(play: Any, gpu: ModelHome) -> None:
+    async def story(scorer: Recorder) -> list[int]:
+        both = threading.Barrier(2, timeout=10)
+
+        def see(sets: Any) -> Any:
+            both.wait()  # neither ends before the other has begun
+            return scorer.hold(sets)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_see", see)
+            first = asyncio.create_task(score_one(scorer, job()))
+            await asyncio.sleep(0.05)
+            outcomes = [*await together(scorer, job(), job()), await first]
+        assert all(isinstance(outcome, Inference) for outcome in outcomes)
+        return sorted(scorer.batches)
+
+    assert play(story, gpu) == [1, 2]

@@ -15,8 +15,8 @@ from app.engines import EngineError, create_engine, cuda
 from app.engines.cuda import CudaEngine
 from app.engines.openvino import OpenVinoEngine
 from app.food.assessment import read
-from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import prepare
 from models import selftest
 from models.build import build

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.engines import EngineError, nvjpeg
-from app.engines.jpeg import BareJpeg, bare_jpeg
 from app.engines.nvjpeg import JpegDecoder, resampling
-from app.imaging.decode import InputSpec, decode
+from app.imaging.bare import BareJpeg, bare_jpeg
+from app.imaging.decode import decode
 from app.imaging.guards import ImageLimits, inspect
 from app.imaging.hashes import pdq
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import prepare
 from tests.photos import coffee_image, coffee_jpeg, encoded
 

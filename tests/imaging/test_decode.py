@@ -8,8 +8,9 @@ from PIL import Image, ImageCms
 
 from app.errors import BadImage, TruncatedImage
 from app.imaging import decode as decode_module
-from app.imaging.decode import InputSpec, decode, upright
+from app.imaging.decode import decode, upright
 from app.imaging.guards import ImageLimits, inspect
+from app.imaging.inputs import InputSpec
 from tests.photos import STORED, coffee_image, coffee_jpeg, coffee_png, encoded
 
 LIMITS = ImageLimits()

@@ -12,9 +12,9 @@ from PIL import ExifTags, Image
 
 from app.errors import AnimatedImage, BadImage, TooManyPixels, UnsupportedMediaType
 from app.imaging.cost import expected_ms
-from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageInfo, ImageLimits, inspect, sniff
 from app.imaging.heif import AVIF, HEIC
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import Prepared, prepare
 from tests.photos import STORED, coffee_image, encoded
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import FoodDXError, tree
-from app.imaging.decode import InputSpec, decode
+from app.imaging.decode import decode
 from app.imaging.guards import ImageLimits, inspect
 from app.imaging.hashes import pdq
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import Prepared, prepare
 from tests.corpus import IMAGES, corpus_images
 from tests.photos import coffee_image, coffee_jpeg, encoded

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from app.engines import EngineError
-from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import prepare
 from loadtests import ceilings, decoders, gpu, gpu_runs
 from loadtests.ceilings import Ceilings, Cost

@@ -109,6 +109,7 @@ def test_serve_run_brings_its_own_store_and_stops_it(tmp_path: Path, environment
         stores = [p for p in psutil.Process(process.pid).children() if p.name() == "valkey-server"]
         assert len(stores) == 1
     assert not stores[0].is_running()
+    assert "set RAY_SERVE_THROUGHPUT_OPTIMIZED=1 and RAY_SERVE_ENABLE_HA_PROXY=1" in log.read_text()
 
 
 def test_serve_run_refuses_a_misspelt_argument(environment: dict[str, str]) -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.imaging.decode import InputSpec
 from app.imaging.guards import ImageLimits
+from app.imaging.inputs import InputSpec
 from app.imaging.prepare import prepare
 from models.evaluation.corruptions import (
     CORRUPTIONS,

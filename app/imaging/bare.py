@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from app.imaging.guards import ImageInfo
+if TYPE_CHECKING:
+    from app.imaging.guards import ImageInfo  # whoever decodes on a GPU needs no image library
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _BASELINE, _SCAN, _ADOBE = 0xC0, 0xDA, 0xEE

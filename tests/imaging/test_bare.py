@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.engines.jpeg import bare_jpeg
 from app.errors import FoodDXError
+from app.imaging.bare import bare_jpeg
 from app.imaging.guards import ImageInfo, ImageLimits, inspect
 from tests.photos import coffee_image, coffee_jpeg, coffee_png, encoded
 
@@ -113,6 +113,6 @@ def test_no_bytes_make_it_fail_and_what_comes_out_is_whole(noise, at, cut):
 
 def test_the_preprocessor_may_ask_without_torch():
     program = (
-        "import sys, app.engines.jpeg; sys.exit(bool({'torch', 'torchvision', 'timm'} & set(sys.modules)))"
+        "import sys, app.imaging.bare; sys.exit(bool({'torch', 'torchvision', 'timm'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
