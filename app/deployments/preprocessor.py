@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from app.autoscaling import PHOTOS
 from app.deployments import settle
 from app.deployments.calls import LARGEST_BY_VALUE, SLOW_MS, calling, grouped_scorer
 from app.engines import Decode
@@ -51,12 +52,17 @@ class Preprocessor:
             ThreadPoolExecutor(_THREADS, name, initializer=os.nice, initargs=(nicer,))
             for name, nicer in _NICER.items()
         )
+        self._in_hand = 0
         self._meter = RayMeter()
         settle(computing=True)
 
     async def __call__(self, jobs: Sequence[PhotoJob]) -> list[Scored | Rejected]:
         """Prepare photos and have them scored; each fails alone."""
-        outcomes = await asyncio.gather(*map(self._outcome, jobs))
+        self._in_hand += len(jobs)
+        try:
+            outcomes = await asyncio.gather(*map(self._outcome, jobs))
+        finally:
+            self._in_hand -= len(jobs)
         decode_ms = [round(o.decode_s * 1000, 1) for o in outcomes if isinstance(o, Scored)]
         # One line for all: a line costs as much as a tenth of a photo's decoding.
         logger.info("prepared", extra={"request_ids": [j.request_id for j in jobs], "decode_ms": decode_ms})
@@ -126,6 +132,10 @@ class Preprocessor:
         except ManifestError as error:
             logger.error("model not on this node", extra={"models": list(models), "reason": str(error)})
             raise ScorerUnavailable("The model is not here yet.", retry_after_s=1) from error
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve; see app/autoscaling.py."""
+        return {PHOTOS: self._in_hand}
 
     async def ready(self) -> bool:
         """Whether a photo could be scored now; asks the scorer too."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from app.autoscaling import PHOTOS
 from app.deployments import settle
 from app.deployments.calls import ScorerOutcome
 from app.engines import (
@@ -196,6 +197,10 @@ class Scorer:
     def ready(self) -> bool:
         """Whether this replica could score now: its models are loaded, or it would not exist."""
         return self._broken is None
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve; see app/autoscaling.py."""
+        return {PHOTOS: self._waiting}
 
     async def run(self, jobs: list[PixelsJob]) -> list[ScorerOutcome]:
         """Score photos, together with whoever else is waiting."""

@@ -222,3 +222,26 @@ def test_a_photo_that_nobody_can_read_is_refused_beside_a_scorer_that_decodes_to
     handle = Handle(Undecoded())
     outcome = preprocess(handle, PHOTO[:4000], decode="gpu")
     assert outcome == Rejected("image_truncated", "The photo is cut short")
+
+
+def test_the_autoscaler_is_told_of_photos_and_not_of_calls() -> None:
+    async def story() -> None:
+        held = asyncio.Event()
+        handle = Handle(ANSWER)
+        answer = handle._run
+
+        async def run(jobs: list[PixelsJob]) -> list[Any]:
+            await held.wait()
+            return await answer(jobs, ANSWER)
+
+        handle.run.remote = run
+        preprocessor = Preprocessor(REGISTRY, ImageLimits(), handle)
+        photos = [PhotoJob(PHOTO, MODELS, time.time() + 30, "test")] * 5
+        calls = [asyncio.create_task(preprocessor(group)) for group in (photos, photos[:2])]
+        await asyncio.sleep(0)
+        assert preprocessor.record_autoscaling_stats() == {"photos": 7}
+        held.set()
+        await asyncio.gather(*calls)
+        assert preprocessor.record_autoscaling_stats() == {"photos": 0}
+
+    asyncio.run(story())

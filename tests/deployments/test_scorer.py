@@ -205,6 +205,7 @@ def test_the_gauge_of_waiting_photos_falls_back_to_none(play: Any) -> None:
     async def story(scorer: Recorder) -> list[float]:
         meter = scorer._meter = RecordingMeter()
         await together(scorer, job(), job())
+        assert scorer.record_autoscaling_stats() == {"photos": 0}
         return [value for name, value, _ in meter.records if name == "fooddx_scorer_queue"]
 
     assert play(story) == [1, 2, 1, 0]

@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -72,6 +74,7 @@ def environment(tmp_path: Path, models_dir: Path) -> Iterator[dict[str, str]]:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+            "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
 
@@ -130,7 +133,7 @@ def head(tmp_path: Path, environment: dict[str, str]) -> Iterator[tuple[str, dic
     with EmbeddedStore(tmp_path / "valkey") as store:
         environment |= {"FOODDX_REDIS_URL": store.url, "FOODDX_API_KEY": API_KEY}
         command = [
-            str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
+            str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=3", "--disable-usage-stats",
             f"--port={free_port()}", f"--dashboard-port={dashboard}",
             f"--dashboard-agent-listen-port={free_port()}",
             f"--ray-client-server-port={free_port()}",
@@ -181,6 +184,49 @@ def test_serve_deploy_deploys_the_graph_and_changes_it_without_a_restart(
         assert time.monotonic() < deadline, "the new threshold never came into force"
         time.sleep(0.2)
     assert sorted(p.pid for p in psutil.process_iter() if is_replica(p, environment)) == replicas
+
+    # Four calls hold all the photos of one ingress: only by photos is there more than one replica can take.
+    preprocessor = next(d for d in application["deployments"] if d["name"] == "Preprocessor")
+    policy = {"policy_function": "app.autoscaling:PhotosInHand", "policy_kwargs": {"target": 6}}
+    preprocessor["autoscaling_config"] = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "upscale_delay_s": 0.2,
+        "look_back_period_s": 2,
+        "policy": policy,
+    }
+    deploy()
+    wait_for_preprocessors(1, dashboard, environment)
+    stop = threading.Event()
+    with ThreadPoolExecutor(24) as senders:
+        for _ in range(24):
+            senders.submit(keep_sending, url, stop)
+        try:
+            wait_for_preprocessors(2, dashboard, environment)
+        finally:
+            stop.set()
+
+
+def wait_for_preprocessors(count: int, dashboard: str, environment: dict[str, str]) -> None:
+    """Until Serve has as many as it wants, and wants this many."""
+    token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+    deadline = time.monotonic() + START_S
+    while True:
+        details = httpx.get(f"{dashboard}/api/serve/applications/", headers=token, timeout=10).json()
+        application = details["applications"]["fooddx"]
+        # While a new config is being built, no deployment is listed.
+        if found := application["deployments"].get("Preprocessor"):
+            states = [replica["state"] for replica in found["replicas"]]
+            if (found["target_num_replicas"], states) == (count, ["RUNNING"] * count):
+                return
+        assert time.monotonic() < deadline, application
+        time.sleep(0.2)
+
+
+def keep_sending(url: str, stop: threading.Event) -> None:
+    with httpx.Client(headers={"Authorization": f"Bearer {API_KEY}"}, timeout=20) as client:
+        while not stop.is_set():
+            client.post(f"{url}/v1/scores", content=unique(coffee_jpeg(800, 600)))
 
 
 def is_replica(process: psutil.Process, environment: dict[str, str]) -> bool:
