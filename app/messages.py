@@ -108,6 +108,10 @@ class Rejected:
         return cls(error.code, error.detail)
 
 
+ScorerOutcome = Inference | Rejected | Undecoded
+"""What the Scorer says of a photo."""
+
+
 def expired(deadline: float) -> bool:
     """Whether nobody waits any more."""
     return time.time() >= deadline

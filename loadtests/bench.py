@@ -8,7 +8,8 @@ what disturbs the machine disturbs all of it:
 - *floor*: decode and inference in a bare loop, one process per core (loadtests/floor.py);
 - *closed*: clients that send the next photo when they have their answer; every photo is new;
 - *hits*: 32 clients that all send the same photo;
-- *open*: Poisson arrivals at shares of the capacity that 32 clients had (loadtests/open_loop.py).
+- *open*: Poisson arrivals at shares of the capacity (loadtests/open_loop.py): what 32 clients got out of the
+  service just before, in each round anew.
 
 Every figure is the median of the rounds, with the least and the most; ratios are taken within a round. Loops
 and clients run at the niceness of Ray's workers. CPU time is from /proc, per image answered 200.
@@ -42,7 +43,7 @@ FOLDER: Final = BUILD / "bench"
 PARTS: Final = ("floor", "closed", "hits", "open")
 LOADS: Final = (0.5, 0.8, 0.95, 1.2)
 CROWD: Final = 32
-"""Clients of the cache hits, and of the closed loop whose throughput is called capacity."""
+"""Clients of the cache hits, and of the closed loops whose throughput is called capacity."""
 SEED: Final = 5
 WARM_UP_S: Final = 2.0
 SETTLE_S: Final = 30.0
@@ -86,9 +87,19 @@ class Bench:
         sample, used = self._watched(lambda: load(self._senders, self._target, source, case.clients, seconds))
         self.found.closed.setdefault(case, []).append(Run(summarise(case.clients, sample), used))
 
+    def gauge(self, megapixels: float, seconds: float) -> float:
+        """The capacity at this moment, in images per second."""
+        source = fresh(self._photos[megapixels])
+        warm = closed_loop(self._senders, self._target, source, CROWD, WARM_UP_S)
+        processes = self._processes.setdefault((megapixels, False), warm.wanted_processes())
+        sample, _ = self._watched(
+            lambda: closed_loop(self._senders, self._target, source, CROWD, seconds, processes)
+        )
+        return summarise(CROWD, sample).images_per_s
+
     def arrive(self, load: float, megapixels: float, seconds: float, seed: int) -> None:
-        """Poisson arrivals at ``load`` times the capacity."""
-        rate = load * (self.found.capacity or 0.0)
+        """Poisson arrivals at ``load`` times the capacity of this round."""
+        rate = load * self.found.capacities[-1]
         moments, source = open_loop.arrivals(rate, seconds, seed), fresh(self._photos[megapixels])
         processes = self._processes.get((megapixels, False), 1)
         sample, used = self._watched(
@@ -128,16 +139,12 @@ def measure(bench: Bench, options: argparse.Namespace, say: Callable[[str], None
             say(f"round {number + 1} of {options.rounds}: {words}")
             step()
     found.open_seconds = options.open_seconds
-    found.capacity = options.capacity or found.throughput(Case(size, CROWD))
-    if "open" not in options.only:
-        return
-    if found.capacity is None:
-        say("capacity")
-        bench.closed(Case(size, CROWD), options.seconds)
-        found.capacity = found.throughput(Case(size, CROWD))
-    for number in range(options.rounds):
+    for number in range(options.rounds if "open" in options.only else 0):
+        say(f"round {number + 1} of {options.rounds}: capacity")
+        capacity = options.capacity or bench.gauge(size, options.seconds)
+        found.capacities.append(capacity)
         for load in options.loads:
-            say(f"round {number + 1} of {options.rounds}: arrivals at {load:.0%} of {found.capacity:.0f}/s")
+            say(f"round {number + 1} of {options.rounds}: arrivals at {load:.0%} of {capacity:.0f}/s")
             bench.arrive(load, size, options.open_seconds, SEED + number)
 
 
@@ -184,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", type=float, nargs="+", default=[0.8, 12.0], help="megapixels; hits and open use the first"
     )
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS, help="shares of the capacity")
-    parser.add_argument("--capacity", type=float, help="images/s (default: what 32 clients have)")
+    parser.add_argument("--capacity", type=float, help="images/s (default: measured before each round)")
     parser.add_argument("--json", type=Path, default=FOLDER / "bench.json", metavar="FILE")
     return parser
 

@@ -90,10 +90,15 @@ class Findings:
 
     sizes: Sequence[float]
     open_seconds: float = 0.0
-    capacity: float | None = None
+    capacities: list[float] = field(default_factory=list)
     floors: dict[float, list[FloorRun]] = field(default_factory=dict)
     closed: dict[Case, list[Run]] = field(default_factory=dict)
     open: dict[float, list[OpenRun]] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> float | None:
+        """Images per second, the median of those that the rounds of the open loop began with."""
+        return median(self.capacities) if self.capacities else None
 
     def throughput(self, case: Case) -> float | None:
         """Images per second, the median of the rounds; None: not measured."""

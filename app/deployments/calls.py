@@ -14,13 +14,12 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from app.errors import Overloaded, ScorerUnavailable
 from app.grouping import Bounds, Grouping
 from app.imaging.cost import expected_ms
-from app.messages import Inference, PhotoJob, PixelsJob, Rejected, Scored, Undecoded
+from app.messages import PhotoJob, PixelsJob, Rejected, Scored, ScorerOutcome
 from app.telemetry import logger
 
 # By gRPC a message may have 4 MiB unless every node was told otherwise; larger photos go through the object
 # store of Ray, which has no such bound.
 LARGEST_BY_VALUE: Final = 3 * 2**20
-ScorerOutcome = Inference | Rejected | Undecoded
 _READY_TIMEOUT_S: Final = 2.0
 # Measured, see docs/performance.md. A group of photos ends when its last one does: several smaller ones
 # answer sooner than one that carries all.

@@ -11,11 +11,8 @@ from starlette.types import ASGIApp
 
 from app.api.app import create_app
 from app.deployments import settle
-from app.deployments.calls import RemoteScorer
-from app.deployments.parts import chores, follow, judge_of
-from app.service import Service
+from app.deployments.parts import chores, follow, service_of
 from app.settings import Settings
-from app.telemetry import RayMeter
 from app.tenants.tenants import Tenant
 
 
@@ -27,17 +24,7 @@ class Ingress:
         self, settings: Settings, redis_url: SecretStr, first: Tenant, preprocessor: Any, *_beside: Any
     ) -> None:
         """``_beside`` are deployments that belong to the graph and that no request comes through."""
-        scorer = RemoteScorer(preprocessor, settings.max_in_flight)
-        self._service = Service.wire(
-            settings=settings,
-            redis_url=redis_url.get_secret_value(),
-            first=first,
-            judge=judge_of(settings),
-            score=scorer,
-            scorer_ready=scorer.ready,
-            meter=RayMeter(),
-            send=_send_to(settings.queue),
-        )
+        self._service = service_of(settings, redis_url, first, preprocessor, send=_send_to(settings.queue))
         self._chores = chores(self._service)
         settle(computing=False)
 

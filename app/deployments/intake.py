@@ -7,15 +7,12 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from app.deployments.calls import RemoteScorer
-from app.deployments.parts import chores, follow, judge_of
+from app.deployments.parts import chores, follow, service_of
 from app.intake import BUDGET_S, Pace
 from app.intake import Intake as QueueIntake
 from app.notices.notices import Notices
-from app.service import Service
 from app.settings import Settings
 from app.stores.queue import Queue
-from app.telemetry import RayMeter
 from app.tenants.tenants import Tenant
 
 STOP_S: Final = 12.0
@@ -26,17 +23,7 @@ class Intake:
     """One replica. No request comes to it."""
 
     def __init__(self, settings: Settings, redis_url: SecretStr, first: Tenant, preprocessor: Any) -> None:
-        scorer = RemoteScorer(preprocessor, settings.max_in_flight)
-        self._service = Service.wire(
-            settings=settings,
-            redis_url=redis_url.get_secret_value(),
-            first=first,
-            judge=judge_of(settings),
-            score=scorer,
-            scorer_ready=scorer.ready,
-            meter=RayMeter(),
-            budget_s=BUDGET_S,
-        )
+        self._service = service_of(settings, redis_url, first, preprocessor, budget_s=BUDGET_S)
         self._notices = Notices(
             Queue(settings.notice_queue) if settings.notice_queue else None, self._service.images.secrets
         )

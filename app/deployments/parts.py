@@ -1,4 +1,4 @@
-"""What the two deployments share that bring photos in: the judges they follow, the chores they do."""
+"""What the two deployments that bring photos in share: their service, its judges and its chores."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import contextlib
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 
+from app.arrivals import Send
+from app.deployments.calls import RemoteScorer
 from app.errors import FoodDXError
 from app.food.foods import TableError
 from app.judge import TableJudge
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import logger
+from app.telemetry import RayMeter, logger
 from app.tenants.access import REFRESH_EVERY_S
+from app.tenants.tenants import Tenant
 from models.manifest import ManifestError
 
 _SWEEP_EVERY_S: Final = 300.0
@@ -34,9 +37,28 @@ class JudgeConfig(BaseModel):
     models: tuple[str, ...] = ()
 
 
-def judge_of(settings: Settings) -> TableJudge:
-    """The judge a replica begins with."""
-    return TableJudge(settings.models, registry=settings.registry_dir)
+def service_of(
+    settings: Settings,
+    redis_url: SecretStr,
+    first: Tenant,
+    preprocessor: Any,
+    *,
+    send: Send | None = None,
+    budget_s: float | None = None,
+) -> Service:
+    """The service of one replica, with the Preprocessor's handle as its scorer; see Service.wire."""
+    scorer = RemoteScorer(preprocessor, settings.max_in_flight)
+    return Service.wire(
+        settings=settings,
+        redis_url=redis_url.get_secret_value(),
+        first=first,
+        judge=TableJudge(settings.models, registry=settings.registry_dir),
+        score=scorer,
+        scorer_ready=scorer.ready,
+        meter=RayMeter(),
+        send=send,
+        budget_s=budget_s,
+    )
 
 
 def follow(service: Service, config: dict[str, Any]) -> None:

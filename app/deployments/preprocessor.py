@@ -32,7 +32,6 @@ _THREADS = 2  # for quick photos, and two for slow ones: these never hold up tho
 _NICER = {"quick": 2, "slow": 4}
 _WAITING = 256  # decoded photos that no call has taken yet, 150 KB each at 224 pixels
 
-
 Made = TypeVar("Made")
 
 
@@ -64,7 +63,7 @@ class Preprocessor:
         finally:
             self._in_hand -= len(jobs)
         decode_ms = [round(o.decode_s * 1000, 1) for o in outcomes if isinstance(o, Scored)]
-        # One line for all: a line costs as much as a tenth of a photo's decoding.
+        # One line for all of a call: each costs a tenth of a millisecond.
         logger.info("prepared", extra={"request_ids": [j.request_id for j in jobs], "decode_ms": decode_ms})
         return outcomes
 

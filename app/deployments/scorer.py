@@ -17,7 +17,6 @@ from ray import serve
 
 from app.autoscaling import PHOTOS
 from app.deployments import settle
-from app.deployments.calls import ScorerOutcome
 from app.engines import (
     Decode,
     Device,
@@ -30,7 +29,7 @@ from app.engines import (
 )
 from app.engines.inputs import input_spec, input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
-from app.messages import Inference, PixelsJob, Rejected, Undecoded, expired
+from app.messages import Inference, PixelsJob, Rejected, ScorerOutcome, Undecoded, expired
 from app.telemetry import RayMeter, logger
 from models.build import BuildError, build_apart, is_built
 from models.manifest import ManifestError, load_manifest

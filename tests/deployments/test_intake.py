@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.deployments import intake as deployments
+from app.deployments import parts
 from app.deployments.intake import Intake
 from app.settings import Settings
 from app.stores.embedded import EmbeddedStore
@@ -61,7 +62,7 @@ def play(
     monkeypatch.setattr(Queue, "made", {}, raising=False)
     monkeypatch.setattr(Queue, "broken", None, raising=False)
     monkeypatch.setattr(deployments, "Queue", Queue)
-    monkeypatch.setattr(deployments, "RayMeter", RecordingMeter)
+    monkeypatch.setattr(parts, "RayMeter", RecordingMeter)
     queues = {setting: f"http://127.0.0.1:1/0/{name}" for setting, name in NAMES.items()}
     settings = Settings(data_dir=tmp_path, models=(MODEL,), store="s3://bucket", **queues)  # type: ignore[arg-type]
 

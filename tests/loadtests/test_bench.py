@@ -22,11 +22,8 @@ def test_everything_is_measured_and_written(
     few = ["--sizes", "0.2", "--clients", "1", "--loads", "0.3"]
     assert bench.main(["--url", service.url, *short, *few, "--json", str(file)]) in {0, 1}
     figures = json.loads(file.read_text())
-    assert [(case["clients"], case["hits"]) for case in figures["closed"]] == [
-        (1, False),
-        (32, False),
-        (32, True),
-    ]
+    assert [(case["clients"], case["hits"]) for case in figures["closed"]] == [(1, False), (32, True)]
+    assert figures["capacity"] > 0
     for case in figures["closed"]:
         (measured,) = case["rounds"]
         assert measured["measured"]["images"] > 0

@@ -35,7 +35,7 @@ def found() -> Findings:
     return Findings(
         sizes=[0.8],
         open_seconds=1.0,
-        capacity=100.0,
+        capacities=[80.0, 100.0, 130.0],
         floors={0.8: [floor(200), floor(100), floor(250)]},
         closed={CASE: [run(100), run(80), run(100, errors=3)], Case(0.8, 32, hits=True): [run(1000)]},
         open={1.2: [OpenRun(120.0, rejected, Spent({"Ingress": 0.2}, 0.0))] * 2},
