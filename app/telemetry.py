@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -11,8 +12,22 @@ from typing import Any, Literal, Protocol
 # Serve gives this logger a file and, with LoggingConfig(encoding="JSON"), writes `extra` as fields.
 logger = logging.getLogger("ray.serve")
 
+_SOON_S = 0.005
+
 STAGES = ("auth", "dedupe", "store", "queue", "decode", "score", "tip")
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+def log_soon(message: str, **fields: Any) -> None:
+    """Log a line when the answer that it tells of is on its way: writing it takes a tenth of a millisecond.
+
+    Within a running event loop.
+    """
+    asyncio.get_running_loop().call_later(_SOON_S, _log, message, fields)
+
+
+def _log(message: str, fields: dict[str, Any]) -> None:
+    logger.info(message, extra=fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ from app.schemas import (
     UserId,
 )
 from app.service import Service
-from app.telemetry import STAGES, logger
+from app.telemetry import STAGES, log_soon
 
 router = APIRouter(
     prefix="/v1", responses=responses(Unauthenticated, RateLimited, ResultsUnavailable, FoodDXError)
@@ -205,14 +205,12 @@ async def score(
             if later:
                 return _pending(await service.arrivals.later(photo))
             answer = await service.pipeline.run(photo, stages, budget_seconds)
-    logger.info(
+    log_soon(
         "scored",
-        extra={
-            "request_id": request_id,
-            "tenant": tenant,
-            "total_ms": round((time.perf_counter() - started) * 1000, 1),
-            "stages_ms": {stage: round(s * 1000, 1) for stage, s in stages.seconds.items()},
-        },
+        request_id=request_id,
+        tenant=tenant,
+        total_ms=round((time.perf_counter() - started) * 1000, 1),
+        stages_ms={stage: round(s * 1000, 1) for stage, s in stages.seconds.items()},
     )
     return Response(answer, media_type=_JSON)
 

@@ -23,7 +23,7 @@ from app.imaging.guards import ImageInfo, ImageLimits, inspect
 from app.imaging.inputs import InputSpec
 from app.imaging.prepare import Prepared, prepare
 from app.messages import PhotoJob, PixelsJob, Rejected, Scored, Undecoded, expired
-from app.telemetry import RayMeter, logger
+from app.telemetry import RayMeter, log_soon, logger
 from models.manifest import ManifestError, load_manifest
 
 _THREADS = 2  # for quick photos, and two for slow ones: these never hold up those
@@ -63,8 +63,7 @@ class Preprocessor:
         finally:
             self._in_hand -= len(jobs)
         decode_ms = [round(o.decode_s * 1000, 1) for o in outcomes if isinstance(o, Scored)]
-        # One line for all of a call: each costs a tenth of a millisecond.
-        logger.info("prepared", extra={"request_ids": [j.request_id for j in jobs], "decode_ms": decode_ms})
+        log_soon("prepared", request_ids=[job.request_id for job in jobs], decode_ms=decode_ms)
         return outcomes
 
     async def _outcome(self, job: PhotoJob) -> Scored | Rejected:

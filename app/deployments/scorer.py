@@ -30,7 +30,7 @@ from app.engines import (
 from app.engines.inputs import input_spec, input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
 from app.messages import Inference, PixelsJob, Rejected, ScorerOutcome, Undecoded, expired
-from app.telemetry import RayMeter, logger
+from app.telemetry import RayMeter, log_soon, logger
 from models.build import BuildError, build_apart, is_built
 from models.manifest import ManifestError, load_manifest
 
@@ -253,14 +253,8 @@ class Scorer:
             logger.exception("engine failed")
             raise
         score_s = time.time() - started
-        logger.info(
-            "batch",
-            extra={
-                "request_ids": [j.request_id for j in jobs],
-                "size": len(jobs),
-                "ms": round(score_s * 1000, 1),
-            },
-        )
+        request_ids = [job.request_id for job in jobs]
+        log_soon("batch", request_ids=request_ids, size=len(jobs), ms=round(score_s * 1000, 1))
         return {
             id(job): Inference(rows, max(started - job.sent, 0.0), score_s, pdq) for job, (rows, pdq) in found
         }
