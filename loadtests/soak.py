@@ -2,8 +2,10 @@
 
     python -m loadtests.soak --minutes 10 --load 0.7
 
-Starts a service of its own, finds out how much of the mix it takes (a closed loop), and then sends
-Poisson arrivals at 70 % of that: photos of several sizes, 15 % of them sent before. Memory of every process
+Starts a service of its own and fills all its queues with twice as many clients as may have a photo in work:
+memory that a process took for that it mostly keeps, and a later burst would look like growth. Then it finds
+out how much of the mix the service takes (a closed loop), and sends Poisson arrivals at 70 % of that: photos
+of several sizes, 15 % of them sent before. Memory of every process
 is read from /proc every 5 s: the resident set (RSS), its proportional part of what is shared (PSS), and what
 is its own alone (USS). A process grows where its USS rises by more than ``--allow`` MB over the second half,
 along a line fitted to it that is clearly above the noise. The store keeps a result of every photo: it is
@@ -42,6 +44,8 @@ SIZES: Final = "0.2=15,0.8=55,2=20,5=5,12=5"
 EVERY_S: Final = 5.0
 KEPT_S: Final = 60.0
 """How long a photo is kept: at 70 photos a second all of ten minutes would be 15 GB."""
+FLOOD: Final = 128
+FLOOD_S: Final = 15.0
 CROWD: Final = 32
 SEED: Final = 5
 SURE: Final = 4.0
@@ -200,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             target = Target(service.url, service.key)
             status.update("capacity")
             machine.settle(30.0)
-            closed_loop(senders, target, source, CROWD, 3.0)
+            closed_loop(senders, target, source, FLOOD, FLOOD_S)
             found = closed_loop(senders, target, source, CROWD, 10.0)
             rate = options.rate or options.load * found.images / found.wall_s
             service.forget_photos()

@@ -21,7 +21,10 @@ def main() -> int:
     corpus.fetch()
     CONSOLE.print("Object stores that check signatures, for the tests of S3")
     emulators.install()
-    return 0 if _chromium() else 1
+    found = _chromium()
+    # Gigabytes may just have been installed: written to the disk now, they hold up no store while tests wait.
+    os.sync()
+    return 0 if found else 1
 
 
 def _chromium() -> bool:

@@ -189,7 +189,9 @@ def test_twins_at_once_are_scored_once(api):
             *(api.send("POST", "/v1/scores", content=coffee_jpeg()) for _ in range(6))
         )
 
-    results = [response.json() for response in api.run(twins())]
+    answers = api.run(twins())
+    results = [answer.json() for answer in answers]
+    assert [answer.status_code for answer in answers] == [200] * 6, results
     assert api.local.scorer.calls == 1
     (first,) = [result for result in results if result["duplicate_of"] is None]
     assert {result["duplicate_of"] for result in results} == {None, first["id"]}
