@@ -75,7 +75,7 @@ def graph(settings: Settings, models: Sequence[str] = ()) -> Application:
     }
 
     # A replica holds what it works on plus a short queue; what is beyond is refused where it came from, so
-    # that the wait never outlives the budget. Four batches at the scorer keep the engine fed.
+    # that the wait never outlives the budget. A preprocessor has one call at the scorer, of up to 16 photos.
     scorer = _lasting(
         Scorer,
         settings,

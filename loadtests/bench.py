@@ -76,6 +76,14 @@ class Bench:
 
     def closed(self, case: Case, seconds: float) -> None:
         """One case of the closed loop."""
+        self.found.closed.setdefault(case, []).append(self._loop(case, seconds))
+
+    def gauge(self, megapixels: float, seconds: float) -> None:
+        """The capacity at this moment."""
+        run = self._loop(Case(megapixels, CROWD), seconds)
+        self.found.capacities.append(run.measured.images_per_s)
+
+    def _loop(self, case: Case, seconds: float) -> Run:
         photo = self._photos[case.megapixels]
         source = repeated(photo.unique()) if case.hits else fresh(photo)
         kind = (case.megapixels, case.hits)
@@ -85,17 +93,7 @@ class Bench:
             self._processes.setdefault(kind, warm.wanted_processes())
         load = partial(closed_loop, processes=self._processes[kind])
         sample, used = self._watched(lambda: load(self._senders, self._target, source, case.clients, seconds))
-        self.found.closed.setdefault(case, []).append(Run(summarise(case.clients, sample), used))
-
-    def gauge(self, megapixels: float, seconds: float) -> float:
-        """The capacity at this moment, in images per second."""
-        source = fresh(self._photos[megapixels])
-        warm = closed_loop(self._senders, self._target, source, CROWD, WARM_UP_S)
-        processes = self._processes.setdefault((megapixels, False), warm.wanted_processes())
-        sample, _ = self._watched(
-            lambda: closed_loop(self._senders, self._target, source, CROWD, seconds, processes)
-        )
-        return summarise(CROWD, sample).images_per_s
+        return Run(summarise(case.clients, sample), used)
 
     def arrive(self, load: float, megapixels: float, seconds: float, seed: int) -> None:
         """Poisson arrivals at ``load`` times the capacity of this round."""
@@ -141,10 +139,13 @@ def measure(bench: Bench, options: argparse.Namespace, say: Callable[[str], None
     found.open_seconds = options.open_seconds
     for number in range(options.rounds if "open" in options.only else 0):
         say(f"round {number + 1} of {options.rounds}: capacity")
-        capacity = options.capacity or bench.gauge(size, options.seconds)
-        found.capacities.append(capacity)
+        if options.capacity:
+            found.capacities.append(options.capacity)
+        else:
+            bench.gauge(size, options.seconds)
         for load in options.loads:
-            say(f"round {number + 1} of {options.rounds}: arrivals at {load:.0%} of {capacity:.0f}/s")
+            rate = load * found.capacities[-1]
+            say(f"round {number + 1} of {options.rounds}: {rate:.0f} arrivals/s, {load:.0%} of capacity")
             bench.arrive(load, size, options.open_seconds, SEED + number)
 
 

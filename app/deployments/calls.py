@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from app.errors import Overloaded, ScorerUnavailable
 from app.grouping import Bounds, Grouping
-from app.imaging.cost import expected_ms
+from app.imaging.cost import is_slow
 from app.messages import PhotoJob, PixelsJob, Rejected, Scored, ScorerOutcome
 from app.telemetry import logger
 
@@ -26,8 +26,6 @@ _READY_TIMEOUT_S: Final = 2.0
 PHOTO_CALLS: Final = 4
 PIXEL_CALLS: Final = 1
 _PHOTOS: Final = 16
-SLOW_MS: Final = 20.0
-"""What takes longer to decode goes alone: five times as long as a photo of a megapixel."""
 
 
 @contextlib.contextmanager
@@ -62,7 +60,7 @@ class RemoteScorer:
     async def __call__(self, job: PhotoJob) -> Scored | Rejected:
         """Have a photo prepared and scored; raises as ``calling``."""
         # A group comes back as one, so what would hold it up goes by itself.
-        if len(job.data) > LARGEST_BY_VALUE or expected_ms(job.data) > SLOW_MS:
+        if len(job.data) > LARGEST_BY_VALUE or is_slow(job.data):
             return (await self._send([job]))[0]
         return await self._group(job)
 

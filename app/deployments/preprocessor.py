@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from app.autoscaling import PHOTOS
 from app.deployments import settle
-from app.deployments.calls import LARGEST_BY_VALUE, SLOW_MS, calling, grouped_scorer
+from app.deployments.calls import LARGEST_BY_VALUE, calling, grouped_scorer
 from app.engines import Decode
 from app.engines.inputs import input_specs
 from app.errors import DeadlineExceeded, FoodDXError, ScorerUnavailable
 from app.imaging.bare import BareJpeg, bare_jpeg
-from app.imaging.cost import expected_ms
+from app.imaging.cost import is_slow
 from app.imaging.guards import ImageInfo, ImageLimits, inspect
 from app.imaging.inputs import InputSpec
 from app.imaging.prepare import Prepared, prepare
@@ -76,7 +76,7 @@ class Preprocessor:
     async def _score(self, job: PhotoJob) -> Scored | Rejected:
         if self._away and (scored := await self._score_encoded(job)):
             return scored
-        threads = self._slow if expected_ms(job.data) > SLOW_MS else self._quick
+        threads = self._slow if is_slow(job.data) else self._quick
         prepared, decode_s = await self._in(threads, self._prepare, job)
         outcome = await self._group(
             PixelsJob(prepared.pixels, job.models, job.deadline, time.time(), job.request_id)
@@ -96,11 +96,11 @@ class Preprocessor:
         outcome = await self._group(
             PixelsJob((), job.models, job.deadline, time.time(), job.request_id, encoded=bare)
         )
-        if isinstance(outcome, Undecoded):
-            return None
         if isinstance(outcome, Rejected):
             return outcome
-        return Scored(outcome, info.media_type, info.width, info.height, outcome.pdq or "", decode_s)
+        if isinstance(outcome, Undecoded) or outcome.pdq is None:
+            return None
+        return Scored(outcome, info.media_type, info.width, info.height, outcome.pdq, decode_s)
 
     async def _in(
         self, threads: ThreadPoolExecutor, work: Callable[[PhotoJob], Made], job: PhotoJob

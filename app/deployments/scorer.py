@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,9 +112,8 @@ class _Loaded:
         if self.decoder and (encoded := [(job, job.encoded) for job in jobs if job.encoded]):
             there = self.decoder.decode([jpeg for _, jpeg in encoded])
             outputs = [
-                engine.predict_device(there.pixels[i])
+                cast(DeviceEngine, engine).predict_device(there.pixels[i])  # as all beside a decoder are
                 for engine, i in zip(self.engines, self.spec_of, strict=True)
-                if isinstance(engine, DeviceEngine)  # as every engine beside a decoder is
             ]
             for place, pdq, *rows in zip(there.kept, there.pdq, *outputs, strict=True):
                 yield encoded[place][0], (tuple(rows), pdq)

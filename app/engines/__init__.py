@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,6 @@ class Engine(Protocol):
         ...
 
 
-@runtime_checkable
 class DeviceEngine(Engine, Protocol):
     """An engine that also takes photos which are on its device already."""
 

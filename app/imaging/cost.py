@@ -50,6 +50,15 @@ _MAX_TAGS = 64  # of a TIFF; size comes among the first
 _META_BYTES = 1 << 15  # a HEIF file of 400 tiles describes itself in 20 KB
 
 
+SLOW_MS = 20.0
+"""Five times as long as a photo of a megapixel; what takes longer shares neither a call nor a thread."""
+
+
+def is_slow(data: bytes) -> bool:
+    """Whether a photo is better kept apart from those it would hold up."""
+    return expected_ms(data) > SLOW_MS
+
+
 def expected_ms(data: bytes) -> float:
     """How many milliseconds of one core ``prepare`` will take for this photo, at least 0.
 
